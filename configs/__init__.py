@@ -1,0 +1,1 @@
+"""Configuration files: Hydra YAML, no code."""

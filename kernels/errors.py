@@ -1,0 +1,19 @@
+"""The root of every error that engram raises on a user's mistake."""
+
+from collections.abc import Iterable
+
+
+class EngramError(Exception):
+    """A user's mistake; the message names the value seen and the values allowed."""
+
+
+class InvalidValueError(EngramError, ValueError):
+    """A setting has a value that is not allowed."""
+
+    def __init__(self, name: str, seen: object, allowed: str | Iterable[object]):
+        choices = allowed if isinstance(allowed, str) else ", ".join(map(str, allowed))
+        super().__init__(f"{name} is {seen!r}; allowed: {choices}")
+
+
+class DataError(EngramError, ValueError):
+    """A file that the user gave is missing, damaged or of an unknown version."""

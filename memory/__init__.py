@@ -1,0 +1,1 @@
+"""Memories behind one contract: neural sequence memories and external stores."""
