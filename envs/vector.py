@@ -31,7 +31,8 @@ class Step(NamedTuple):
     terminated: Bool[Tensor, " N"]
     truncated: Bool[Tensor, " N"]
     info: dict[str, Tensor]
-    """Measurements of this step, each `[N]`; a key never appears or vanishes between steps."""
+    """Measurements of the episode so far, each `[N]` or `[N, n]` float32, read where it ends; NaN
+    where one does not apply. A key never appears or vanishes between steps."""
 
 
 class BatchedEnv(gymnasium.vector.VectorEnv, abc.ABC, Generic[W]):
@@ -43,6 +44,8 @@ class BatchedEnv(gymnasium.vector.VectorEnv, abc.ABC, Generic[W]):
 
     A subclass keeps its worlds in `self.worlds`, a NamedTuple of tensors with N first, and
     implements `draw`, `advance` and `observe`. Randomness comes from `self.generator` alone.
+    Worlds restart in place, so an observation never shares memory with them. Where training and
+    evaluation worlds differ, the constructor takes `split="train" | "evaluation"`.
 
     Args:
         num_envs: Number of worlds N.
