@@ -67,10 +67,6 @@ class SequenceMemory(nn.Module, abc.ABC, Generic[S]):
         return next(self.parameters(), torch.empty(0))
 
 
-class Empty(tuple[()]):
-    """The state of a memory that keeps nothing."""
-
-
 def episode_index(start: Bool[Tensor, "T B"]) -> Int[Tensor, "T B"]:
     """Number the scopes within a chunk: 0 before the first start, then 1, 2, …"""
     return start.to(torch.int64).cumsum(0)
