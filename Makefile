@@ -1,0 +1,63 @@
+# Every target works from a fresh clone with Python 3.11, git, make and a C compiler.
+#
+#   make demo    compare memories on small tasks; the report goes to runs/demo
+#   make test    the suite, in minutes
+#   make slow    the tests that the suite leaves out
+#   make lint    ruff and pyright
+#   make wheel   build the wheel and import it in an environment of its own
+#   make bench   print the benchmark tables
+#   make clean   remove what the other targets made
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLING := $(VENV)/.installing
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test slow lint wheel bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(INSTALLED)
+
+# The first mark is left behind by an interrupted install, which may have written half a package:
+# the next call then begins with an empty environment. The second is newer than what it was made of.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "$(PYTHON) is not on the PATH; name another with make PYTHON=..." >&2; exit 1; }
+	@if [ -e $(INSTALLING) ]; then rm -rf $(VENV); fi
+	@echo "Installing engram and its tools into $(VENV); the first time takes some minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@touch $(INSTALLING)
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,mujoco]" --constraint constraints.txt
+	@mv $(INSTALLING) $(INSTALLED)
+	@touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/engram compare preset=demo out=runs/demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+wheel: $(INSTALLED)
+	$(BIN)/python .ci/check_wheel.py
+
+bench: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
