@@ -91,7 +91,9 @@ class ChunkAttention(nn.Module):
         Returns:
             The indices of the kept chunks and their relevance, zero where not visible.
         """
-        if torch.is_grad_enabled():  # 0 · NaN would poison the query's gradient
+        if torch.is_grad_enabled():
+            # 0 · NaN would poison the query's gradient, and the caller may write into its keys
+            # before the backward pass reads them: train on a clean copy.
             keys = torch.where(visible.any(1)[..., None], keys, 0.0)
         query = self.query(x)
         logits = torch.einsum("bqd,bmd->bqm", query @ self.key.weight, keys)

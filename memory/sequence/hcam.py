@@ -115,11 +115,9 @@ class HCAM(SequenceMemory[HCAMState]):
         row = torch.arange(len(x), device=x.device)
         stored = x.detach()
         state.contents[row, slot, place] = stored + self.attention.position[place]
-        # Autograd saved the summaries that this step read, so they are not written in place.
-        keys = state.keys.clone() if torch.is_grad_enabled() else state.keys
-        kept = torch.where((place == 0)[:, None], 0.0, keys[row, slot])
-        keys[row, slot] = kept + stored / self.chunk
-        return near + far, HCAMState(state.contents, keys, time + 1, local)
+        kept = torch.where((place == 0)[:, None], 0.0, state.keys[row, slot])
+        state.keys[row, slot] = kept + stored / self.chunk
+        return near + far, HCAMState(state.contents, state.keys, time + 1, local)
 
     def forward(
         self, x: Float[Tensor, "T B D"], state: HCAMState, start: Bool[Tensor, "T B"]
@@ -134,8 +132,8 @@ class HCAM(SequenceMemory[HCAMState]):
         stored = x.detach()
         chunks = self._candidates(stored, state, start, entry, time)
         far = self.attention.attend(x.transpose(0, 1), *chunks).transpose(0, 1)
-        contents, keys = self._write(stored, state, start, time)
-        return near + far, HCAMState(contents, keys, time[-1] + 1, local)
+        self._write(stored, state, start, time)
+        return near + far, HCAMState(state.contents, state.keys, time[-1] + 1, local)
 
     def _ring_visibility(
         self, entry: Int[Tensor, " B"], count: Int[Tensor, "B Q"]
@@ -200,7 +198,7 @@ class HCAM(SequenceMemory[HCAMState]):
 
     def _write(
         self, stored: Tensor, state: HCAMState, start: Tensor, time: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> None:
         """Put the inputs of the last scope that still fit into the ring, in place."""
         slots = self.capacity + 1
         scope = episode_index(start)
@@ -211,7 +209,5 @@ class HCAM(SequenceMemory[HCAMState]):
         inputs = stored[step, row]
         state.contents[row, slot, place] = inputs + self.attention.position[place]
         begins = place == 0
-        keys = state.keys.clone()
-        keys[row[begins], slot[begins]] = 0.0
-        keys.index_put_((row, slot), inputs / self.chunk, accumulate=True)
-        return state.contents, keys
+        state.keys[row[begins], slot[begins]] = 0.0
+        state.keys.index_put_((row, slot), inputs / self.chunk, accumulate=True)
