@@ -108,9 +108,7 @@ class BatchedEnv(gymnasium.vector.VectorEnv, abc.ABC, Generic[W]):
             self.restart(torch.as_tensor(mask, device=self.device))
         return self.observe(), {}
 
-    def step(
-        self, actions: Any
-    ) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Advance, then restart the worlds that ended, in the same call."""
         action = torch.as_tensor(actions, device=self.device)
         step = self.advance(action)
@@ -179,7 +177,9 @@ class Stream:
             that nobody chose into every rollout.
     """
 
-    def __init__(self, env: gymnasium.vector.VectorEnv, *, device: torch.device | str | None = None):
+    def __init__(
+        self, env: gymnasium.vector.VectorEnv, *, device: torch.device | str | None = None
+    ):
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
             raise InvalidValueError(
@@ -206,11 +206,8 @@ class Stream:
         terminated = torch.as_tensor(terminated, device=self.device)
         truncated = torch.as_tensor(truncated, device=self.device)
         done = terminated | truncated
-        start = info["start"] if "start" in info else done
-        if native:
-            final = info.pop("final_obs")
-        else:
-            final = _stack_final(observation, info)
+        start = info.pop("start", done)
+        final = stack_final(observation, info)
         return Transition(
             self.tensors(observation),
             torch.as_tensor(start, device=self.device),
@@ -230,14 +227,16 @@ class Stream:
         return torch.as_tensor(observation, device=self.device)
 
 
-def _stack_final(observation: Observation, info: dict[str, Any]) -> Observation:
-    """Fill Gymnasium's object array of final observations up to a whole batch."""
+def stack_final(observation: Observation, info: dict[str, Any]) -> Observation:
+    """Take the final observations out of `info`, as a batch whose rows are all filled."""
     final = info.pop("final_obs", None)
     if final is None:
         return observation
+    if not (isinstance(final, np.ndarray) and final.dtype == object):
+        return final  # a whole batch already; Gymnasium gives an object array with gaps
     if isinstance(observation, dict):
         return {
-            name: _stack_final(part, {"final_obs": [f and f[name] for f in final]})
+            name: stack_final(part, {"final_obs": _column(final, name)})
             for name, part in observation.items()
         }
     filled = np.array(observation)
@@ -245,3 +244,11 @@ def _stack_final(observation: Observation, info: dict[str, Any]) -> Observation:
         if last is not None:
             filled[row] = last
     return filled
+
+
+def _column(rows: np.ndarray, name: str) -> np.ndarray:
+    """Pick one entry of every dict in an object array with gaps."""
+    column = np.full(len(rows), None, dtype=object)
+    for row, part in enumerate(rows):
+        column[row] = part and part[name]
+    return column
