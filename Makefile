@@ -27,6 +27,7 @@ install: $(INSTALLED)
 
 # The first mark is left behind by an interrupted install, which may have written half a package:
 # the next call then begins with an empty environment. The second is newer than what it was made of.
+# pip says nothing here but what made it fail.
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "$(PYTHON) is not on the PATH; name another with make PYTHON=..." >&2; exit 1; }
@@ -34,7 +35,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing engram and its tools into $(VENV); the first time takes some minutes."
 	@$(PYTHON) -m venv $(VENV)
 	@touch $(INSTALLING)
-	@$(BIN)/python -m pip install --quiet --editable ".[dev,mujoco]" --constraint constraints.txt
+	@$(BIN)/python -m pip install -qq --editable ".[dev,mujoco]" --constraint constraints.txt
 	@mv $(INSTALLING) $(INSTALLED)
 	@touch $(INSTALLED)
 
