@@ -82,7 +82,9 @@ def unflatten(tensors: dict[str, Tensor], like: S) -> S:
         path = next(paths)
         found = tensors[path]
         if found.shape[1:] != leaf.shape[1:]:
-            raise ValueError(f"{path} is {list(found.shape)}; allowed: [B, *{list(leaf.shape[1:])}]")
+            raise ValueError(
+                f"{path} is {list(found.shape)}; allowed: [B, *{list(leaf.shape[1:])}]"
+            )
         return found.to(leaf.device)
 
     return tree_map(fetch, like)

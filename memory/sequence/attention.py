@@ -12,9 +12,9 @@ MASKED = -1e30
 
 def banded_attention(
     q: Float[Tensor, "B T H D"],
-    k: Float[Tensor, "B P+T H D"],
-    v: Float[Tensor, "B P+T H E"],
-    logit_by_offset: Float[Tensor, "*BT H P+1"],
+    k: Float[Tensor, "B S H D"],
+    v: Float[Tensor, "B S H E"],
+    logit_by_offset: Float[Tensor, "*BT H O"],
     reach: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B T H E"]:
     """Attend from every step to itself and to at most P steps before it.
@@ -27,7 +27,7 @@ def banded_attention(
             must be finite, also where `reach` forbids them.
         v: Values, likewise.
         logit_by_offset: c, the position term by how many steps back the key lies;
-            `[H, P+1]` or `[B, T, H, P+1]`.
+            `[H, P+1]` or `[B, T, H, P+1]` (O = P+1).
         reach: How many steps back each query may look.
     """
     past = k.shape[1] - q.shape[1]

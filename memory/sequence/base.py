@@ -72,9 +72,7 @@ def episode_index(start: Bool[Tensor, "T B"]) -> Int[Tensor, "T B"]:
     return start.to(torch.int64).cumsum(0)
 
 
-def steps_since_start(
-    start: Bool[Tensor, "T B"], age: Int[Tensor, " B"]
-) -> Int[Tensor, "T B"]:
+def steps_since_start(start: Bool[Tensor, "T B"], age: Int[Tensor, " B"]) -> Int[Tensor, "T B"]:
     """Steps since the scope began, 0 at the start; `age` is the count at the first step.
 
     Args:

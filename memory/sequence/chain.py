@@ -109,8 +109,7 @@ class Chain(SequenceMemory[Any]):
     def randomize(self, state: Any, seeds: Int[Tensor, " B"]) -> Any:
         """Seed every part."""
         return tuple(
-            memory.randomize(part, seeds)
-            for memory, part in zip(self._parts(), state, strict=True)
+            memory.randomize(part, seeds) for memory, part in zip(self._parts(), state, strict=True)
         )
 
     def _parts(self) -> list[SequenceMemory[Any]]:

@@ -70,7 +70,9 @@ class ChunkAttention(nn.Module):
         newest_first = torch.arange(chunk - 1, -1, -1)
         self.position: Tensor
         self.register_buffer(
-            "position", sinusoid(newest_first, d_memory).to(self.query.weight.dtype), persistent=False
+            "position",
+            sinusoid(newest_first, d_memory).to(self.query.weight.dtype),
+            persistent=False,
         )
 
     def choose(

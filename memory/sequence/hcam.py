@@ -14,15 +14,15 @@ from engram.memory.sequence.window import Window, WindowState
 
 
 class HCAMState(NamedTuple):
-    """A ring of M complete chunks and the one being filled; everything in it is detached.
+    """M complete chunks and the one being filled, in a ring of S = M+1 slots, all detached.
 
     Chunk n of a scope (counted from 0) lies in slot n mod (M+1), so the slot that is being filled
     never holds a chunk that can still be read.
     """
 
-    contents: Float[Tensor, "B M+1 C D"]
+    contents: Float[Tensor, "B S C D"]
     """Stored inputs, the position code of their place in the chunk already added."""
-    keys: Float[Tensor, "B M+1 D"]
+    keys: Float[Tensor, "B S D"]
     """Mean input of each chunk; of the one being filled, its sum so far divided by C."""
     time: Int[Tensor, " B"]
     """Inputs since the scope began. It alone says which slots hold something."""
@@ -196,9 +196,7 @@ class HCAM(SequenceMemory[HCAMState]):
             torch.cat([ring_age, age], dim=2),
         )
 
-    def _write(
-        self, stored: Tensor, state: HCAMState, start: Tensor, time: Tensor
-    ) -> None:
+    def _write(self, stored: Tensor, state: HCAMState, start: Tensor, time: Tensor) -> None:
         """Put the inputs of the last scope that still fit into the ring, in place."""
         slots = self.capacity + 1
         scope = episode_index(start)

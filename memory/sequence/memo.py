@@ -147,6 +147,7 @@ class Memo(SequenceMemory[MemoState]):
             begin = cursor[env]
             state = self._begin_scopes(state, env[start[begin, env]])
             left = self.segment_length(state.seed, state.segment)[env] - state.place[env]
+            left = left.clamp(min=1)  # a state that is seeded within a segment ends it soon
             until = next_start[begin, env] - begin
             length = torch.minimum(left, until)
             piece = _Round(env, begin, length, left <= until)
@@ -184,7 +185,8 @@ class Memo(SequenceMemory[MemoState]):
         fresh[env] = True
         seed = torch.where(fresh & (state.seed != 0), mix(state.seed) | 1, state.seed)
         counters = [torch.where(fresh, 0, c) for c in (state.count, state.place, state.segment)]
-        return MemoState(*state[:4], *counters, seed)
+        caches = [torch.where(fresh[:, None, None, None, None], 0.0, c) for c in state[:4]]
+        return MemoState(*caches, *counters, seed)
 
     def _read(
         self, inputs: Float[Tensor, "B T D"], state: MemoState, piece: _Round
@@ -211,9 +213,7 @@ class Memo(SequenceMemory[MemoState]):
             ],
             dim=-1,
         )
-        key_positions = torch.cat(
-            [summaries.expand(len(x), -1), held.count[:, None] + slot], dim=1
-        )
+        key_positions = torch.cat([summaries.expand(len(x), -1), held.count[:, None] + slot], dim=1)
         positions = (held.count[:, None] + here, key_positions)
         raw_k, raw_v = [], []
         row = torch.arange(len(x), device=x.device)[:, None]
@@ -341,6 +341,4 @@ def _take(state: MemoState, env: Tensor) -> MemoState:
 
 
 def _put(state: MemoState, env: Tensor, held: MemoState) -> MemoState:
-    return MemoState(
-        *(old.index_copy(0, env, new) for old, new in zip(state, held, strict=True))
-    )
+    return MemoState(*(old.index_copy(0, env, new) for old, new in zip(state, held, strict=True)))

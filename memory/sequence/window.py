@@ -40,8 +40,8 @@ class Window(SequenceMemory[WindowState]):
         super().__init__()
         if d_in % heads:
             raise InvalidValueError("heads", heads, f"divisors of d_in = {d_in}")
-        if window < 1:
-            raise InvalidValueError("window", window, "1 or more")
+        if window < 2:
+            raise InvalidValueError("window", window, "2 or more (one input is no memory)")
         self.d_in = self.d_out = d_in
         self.window, self.heads = window, heads
         self.query = nn.Linear(d_in, d_in)
