@@ -45,8 +45,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+# pytest exits with 5 when it finds no test, which here is no failure.
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
