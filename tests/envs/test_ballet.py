@@ -258,8 +258,16 @@ def test_a_dance_returns_home_and_stays_around_it(dance: str):
     assert (path[-1] == 0).all()
 
 
-def test_dances_differ():
-    assert len({tuple(dance.split()) for dance in DANCES.values()}) == len(DANCES) == 13
+def test_paired_dances_mirror_each_other():
+    path = {name: np.array([COMPASS[m] for m in moves.split()]) for name, moves in DANCES.items()}
+    for name in ("circle", "plus", "times"):
+        np.testing.assert_array_equal(path[f"{name}_cw"], path[f"{name}_ccw"] * [1, -1])
+    np.testing.assert_array_equal(path["diagonal_uldr"], path["diagonal_urdl"] * [1, -1])
+    np.testing.assert_array_equal(path["up_and_down"], -path["left_and_right"][:, ::-1])
+    np.testing.assert_array_equal(path["chevron_down"], -path["chevron_up"])
+    strokes = {(-1, -1), (-1, 0), (-1, 1), (0, 0), (1, -1), (1, 0), (1, 1)}
+    assert {(y, x) for y, x in path["zee"].cumsum(0).tolist()} == strokes
+    assert len({moves.tobytes() for moves in path.values()}) == 13
 
 
 def test_a_dancer_out_of_the_crop_leaves_no_trace():
