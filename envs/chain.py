@@ -73,4 +73,4 @@ class ChainBit(BatchedEnv[Chain]):
         success = ((action == bit) & last).float()
         self.worlds = Chain(bit, time + 1)
         never = torch.zeros_like(last)
-        return Step(self.observe(), success, last, never, {"success": success})
+        return Step(self.observe(), success, last, never, {"success": success.clone()})

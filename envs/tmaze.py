@@ -92,4 +92,4 @@ class TMaze(BatchedEnv[Maze]):
         time = time + 1
         self.worlds = Maze(goal, place, time)
         truncated = (time >= self.time_limit) & ~entered
-        return Step(self.observe(), success, entered, truncated, {"success": success})
+        return Step(self.observe(), success, entered, truncated, {"success": success.clone()})
