@@ -68,7 +68,7 @@ class SequenceMemory(nn.Module, abc.ABC, Generic[S]):
 
 
 def episode_index(start: Bool[Tensor, "T B"]) -> Int[Tensor, "T B"]:
-    """Number the scopes within a chunk: 0 before the first start, then 1, 2, …"""
+    """Number the scopes within a chunk: 0 before the first start, then 1, then 2."""
     return start.to(torch.int64).cumsum(0)
 
 

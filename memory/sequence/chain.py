@@ -1,6 +1,7 @@
 """Compositions: memories in sequence, and the residual block that makes a layer of any memory."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -76,7 +77,7 @@ class Chain(SequenceMemory[Any]):
         super().__init__()
         if not memories:
             raise InvalidValueError("memories", "none", "one or more")
-        for before, after in zip(memories, memories[1:], strict=False):
+        for before, after in pairwise(memories):
             if before.d_out != after.d_in:
                 raise InvalidValueError("d_in", after.d_in, f"d_out before it, {before.d_out}")
         self.d_in, self.d_out = memories[0].d_in, memories[-1].d_out

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.base import SequenceMemory, episode_index, steps_since_start

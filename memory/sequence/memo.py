@@ -15,12 +15,12 @@ class MemoState(NamedTuple):
     """Keys and values, unrotated, of the summaries and of the segment that is being read."""
 
     summary_k: Float[Tensor, "B L N H D"]
-    """Of the kept summary tokens, oldest first; slots at `count` and beyond hold nothing."""
+    """Of the kept summary tokens, oldest first; slots at `kept` and beyond hold nothing."""
     summary_v: Float[Tensor, "B L N H D"]
     raw_k: Float[Tensor, "B L S H D"]
     """Of the inputs of the running segment; slots at `place` and beyond hold nothing."""
     raw_v: Float[Tensor, "B L S H D"]
-    count: Int[Tensor, " B"]
+    kept: Int[Tensor, " B"]
     """Summary tokens kept."""
     place: Int[Tensor, " B"]
     """Inputs in the running segment."""
@@ -115,7 +115,7 @@ class Memo(SequenceMemory[MemoState]):
         raw = (batch, len(self.layers), self.longest, *tail)
         zeros = [torch.zeros(batch, dtype=torch.int64, device=anchor.device) for _ in range(4)]
         caches = [anchor.new_zeros(shape) for shape in (summaries, summaries, raw, raw)]
-        return MemoState(*caches, *zeros)
+        return MemoState._make(caches + zeros)
 
     def randomize(self, state: MemoState, seeds: Int[Tensor, " B"]) -> MemoState:
         """Draw segment lengths from `seeds` from the next segment on."""
@@ -167,32 +167,32 @@ class Memo(SequenceMemory[MemoState]):
         """Zero the slots that hold nothing: a masked NaN would still poison the gradient."""
         held = []
         for cache, count in (
-            (state.summary_k, state.count),
-            (state.summary_v, state.count),
+            (state.summary_k, state.kept),
+            (state.summary_v, state.kept),
             (state.raw_k, state.place),
             (state.raw_v, state.place),
         ):
             slot = torch.arange(cache.shape[2], device=cache.device)
             filled = slot < torch.where(fresh, 0, count)[:, None]
             held.append(torch.where(filled[:, None, :, None, None], cache, 0.0))
-        return MemoState(*held, *state[4:])
+        return MemoState._make([*held, *state[4:]])
 
     def _begin_scopes(self, state: MemoState, env: Int[Tensor, " n"]) -> MemoState:
         """Forget everything in the named environments, and move on to their next seed."""
         if not len(env):
             return state
-        fresh = torch.zeros(len(state.count), dtype=torch.bool, device=env.device)
+        fresh = torch.zeros(len(state.kept), dtype=torch.bool, device=env.device)
         fresh[env] = True
         seed = torch.where(fresh & (state.seed != 0), mix(state.seed) | 1, state.seed)
-        counters = [torch.where(fresh, 0, c) for c in (state.count, state.place, state.segment)]
+        counters = [torch.where(fresh, 0, c) for c in (state.kept, state.place, state.segment)]
         caches = [torch.where(fresh[:, None, None, None, None], 0.0, c) for c in state[:4]]
-        return MemoState(*caches, *counters, seed)
+        return MemoState._make([*caches, *counters, seed])
 
     def _read(
         self, inputs: Float[Tensor, "B T D"], state: MemoState, piece: _Round
     ) -> tuple[Tensor, Tensor, MemoState]:
         """Run one piece of a segment; return outputs, which of them exist, and the state."""
-        everyone = len(piece.env) == len(state.count)
+        everyone = len(piece.env) == len(state.kept)
         held = state if everyone else _take(state, piece.env)
         size = int(piece.length.max())
         token = torch.arange(size, device=inputs.device)
@@ -205,7 +205,7 @@ class Memo(SequenceMemory[MemoState]):
         from_token = from_token.clamp(0, size - 1)
         here = held.place[:, None] + torch.minimum(token, piece.length[:, None] - 1)  # [b, P]
         summaries = torch.arange(self.slots, device=inputs.device)
-        sees_summary = summaries < held.count[:, None]  # [b, N]
+        sees_summary = summaries < held.kept[:, None]  # [b, N]
         visible = torch.cat(
             [
                 sees_summary[:, None].expand(-1, size, -1),
@@ -213,8 +213,8 @@ class Memo(SequenceMemory[MemoState]):
             ],
             dim=-1,
         )
-        key_positions = torch.cat([summaries.expand(len(x), -1), held.count[:, None] + slot], dim=1)
-        positions = (held.count[:, None] + here, key_positions)
+        key_positions = torch.cat([summaries.expand(len(x), -1), held.kept[:, None] + slot], dim=1)
+        positions = (held.kept[:, None] + here, key_positions)
         raw_k, raw_v = [], []
         row = torch.arange(len(x), device=x.device)[:, None]
         for number, layer in enumerate(self._layers()):
@@ -243,7 +243,7 @@ class Memo(SequenceMemory[MemoState]):
     def _summarise(self, state: MemoState, env: Int[Tensor, " n"]) -> MemoState:
         """Condense the complete segments of the named environments."""
         held = _take(state, env)
-        count, many = held.count, self.summary
+        count, many = held.kept, self.summary
         own = torch.arange(many, device=env.device)
         summaries = torch.arange(self.slots, device=env.device)
         slot = torch.arange(self.longest, device=env.device)
@@ -265,11 +265,11 @@ class Memo(SequenceMemory[MemoState]):
         source = (summaries + shift[:, None]).clamp(max=self.slots - 1)
         row = torch.arange(len(env), device=env.device)[:, None]
         count = count - shift
-        kept = [cache.transpose(1, 2)[row, source].transpose(1, 2) for cache in held[:2]]
+        old = [cache.transpose(1, 2)[row, source].transpose(1, 2) for cache in held[:2]]
         _, k, v = self._run(
             tokens,
-            kept[0],
-            kept[1],
+            old[0],
+            old[1],
             summaries.expand(len(env), -1),
             summaries < count[:, None],
             count[:, None] + own,
@@ -278,13 +278,13 @@ class Memo(SequenceMemory[MemoState]):
         written = ((target >= 0) & (target < many))[:, None, :, None, None]
         target = target.clamp(0, many - 1)
         caches = [
-            torch.where(written, new.transpose(1, 2)[row, target].transpose(1, 2), old)
-            for new, old in ((k, kept[0]), (v, kept[1]))
+            torch.where(written, new.transpose(1, 2)[row, target].transpose(1, 2), kept)
+            for new, kept in ((k, old[0]), (v, old[1]))
         ]
         held = held._replace(
             summary_k=caches[0],
             summary_v=caches[1],
-            count=count + many,
+            kept=count + many,
             place=torch.zeros_like(held.place),
             segment=held.segment + 1,
         )
@@ -337,8 +337,10 @@ def _next_start(start: Bool[Tensor, "T B"]) -> Int[Tensor, "T B"]:
 
 
 def _take(state: MemoState, env: Tensor) -> MemoState:
-    return MemoState(*(leaf[env] for leaf in state))
+    return MemoState._make(leaf[env] for leaf in state)
 
 
 def _put(state: MemoState, env: Tensor, held: MemoState) -> MemoState:
-    return MemoState(*(old.index_copy(0, env, new) for old, new in zip(state, held, strict=True)))
+    return MemoState._make(
+        old.index_copy(0, env, new) for old, new in zip(state, held, strict=True)
+    )
