@@ -16,6 +16,9 @@ INSTALLING := $(VENV)/.installing
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
+export PIP_USER := 0
+# A sourced ROS set-up would put its own packages and pytest plugins before the pinned ones.
+unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test slow lint wheel bench clean
@@ -49,10 +52,11 @@ test: $(INSTALLED)
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]
 
+# Each tool runs whatever the one before it found.
 lint: $(INSTALLED)
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	@status=0; for check in "ruff check" "ruff format --check" pyright; do \
+		echo "$(BIN)/$$check"; $(BIN)/$$check || status=1; \
+	done; exit $$status
 
 wheel: $(INSTALLED)
 	$(BIN)/python .ci/check_wheel.py
