@@ -1,0 +1,1 @@
+"""Learning: rollouts, returns, PPO, training runs and their checkpoints."""

@@ -1,0 +1,133 @@
+"""Rollouts: what acting records for learning, with one memory state per chunk."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from engram.envs.vector import Stream
+from engram.memory import state as states
+from engram.policies.actor_critic import ActorCritic, Inputs
+
+
+class Rollout(NamedTuple):
+    """R steps of B environments."""
+
+    inputs: Inputs
+    """What the policy saw, `[R, B, ...]`."""
+    action: Tensor
+    """What it drew, `[R, B, ...]`, as its head encodes actions."""
+    log_prob: Float[Tensor, "R B"]
+    value: Float[Tensor, "R B"]
+    reward: Float[Tensor, "R B"]
+    terminated: Bool[Tensor, "R B"]
+    truncated: Bool[Tensor, "R B"]
+    final_value: Float[Tensor, "R B"]
+    """Value of the last observation of a truncated episode, with the memory before the reset."""
+    last_value: Float[Tensor, " B"]
+    """Value of the observation after the last step."""
+    states: list[Any]
+    """Detached memory state before every chunk's first step, R / chunk of them."""
+    measurements: dict[str, Float[Tensor, "R B *n"]]
+    """The environment's measurements, to be read where an episode ended."""
+    scores: Float[Tensor, "R B"]
+    """Return, undiscounted, of the episode that ended at a step; NaN elsewhere."""
+
+
+class Cursor(NamedTuple):
+    """Where acting stands between two rollouts; with the environment's own state, all of it."""
+
+    inputs: Inputs
+    state: Any
+    score: Float[Tensor, " B"]
+    """Reward so far in the running episode."""
+
+
+class Collector:
+    """Acts in an environment and records rollouts.
+
+    Args:
+        stream: The environment.
+        policy: Who acts.
+        seed: Seed of actions, of what the memory draws, and of the environment.
+    """
+
+    def __init__(self, stream: Stream, policy: ActorCritic, *, seed: int):
+        self.stream, self.policy = stream, policy
+        self.generator = torch.Generator(stream.device).manual_seed(seed)
+        self.batch = stream.env.num_envs
+        observation, start = stream.reset(seed=seed)
+        seeds = torch.randint(
+            1, 2**62, (self.batch,), generator=self.generator, device=stream.device
+        )
+        state = policy.memory.randomize(policy.initial_state(self.batch), seeds)
+        zeros = torch.zeros(self.batch, device=stream.device)
+        inputs = Inputs(observation, policy.no_action(self.batch), zeros, start)
+        self.cursor = Cursor(inputs, state, zeros)
+
+    @torch.no_grad()
+    def collect(self, steps: int, *, chunk: int) -> Rollout:
+        """Act for `steps` steps, keeping the memory state before every `chunk`th.
+
+        Args:
+            steps: Length R of the rollout.
+            chunk: Length of the sequences that gradients will flow through; it divides R.
+        """
+        assert steps % chunk == 0, f"rollout of {steps} steps in chunks of {chunk}"
+        inputs, state, score = self.cursor
+        kept, rows, ends = [], [], []
+        for t in range(steps):
+            if t % chunk == 0:
+                kept.append(states.snapshot(state))
+            output, state = self.policy.step(inputs, state)
+            action = output.policy.sample(self.generator)
+            step = self.stream.step(self.policy.head.to_env(action))
+            done = step.terminated | step.truncated
+            score = score + step.reward
+            final = torch.zeros_like(output.value)
+            if self.stream.truncates and bool(step.truncated.any()):
+                last = Inputs(step.final_observation, action, step.reward, torch.zeros_like(done))
+                final = self.policy.step(last, states.snapshot(state))[0].value
+            rows.append((inputs, action, output.policy.log_prob(action), output.value, final))
+            ends.append((step, torch.where(done, score, torch.nan)))
+            score = torch.where(done, 0.0, score)
+            inputs = Inputs(step.observation, action, step.reward, step.start)
+        last_value = self.policy.step(inputs, states.snapshot(state))[0].value
+        self.cursor = Cursor(inputs, state, score)
+        names = [k for k, v in ends[0][0].info.items() if isinstance(v, Tensor) and k != "start"]
+        return Rollout(
+            inputs=stack([row[0] for row in rows]),
+            action=torch.stack([row[1] for row in rows]),
+            log_prob=torch.stack([row[2] for row in rows]),
+            value=torch.stack([row[3] for row in rows]),
+            reward=torch.stack([step.reward for step, _ in ends]),
+            terminated=torch.stack([step.terminated for step, _ in ends]),
+            truncated=torch.stack([step.truncated for step, _ in ends]),
+            final_value=torch.stack([row[4] for row in rows]),
+            last_value=last_value,
+            states=kept,
+            measurements={
+                name: torch.stack([step.info[name] for step, _ in ends]) for name in names
+            },
+            scores=torch.stack([ended for _, ended in ends]),
+        )
+
+
+def stack(parts: list[Any]) -> Any:
+    """Stack observations, inputs or tensors along a new first axis."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: stack([part[name] for part in parts]) for name in first}
+    if isinstance(first, Inputs):
+        return Inputs(*(stack(list(column)) for column in zip(*parts, strict=True)))
+    return torch.stack(parts)
+
+
+def map_inputs(inputs: Any, function: Any) -> Any:
+    """Apply a function to every tensor of observations or inputs."""
+    if isinstance(inputs, dict):
+        return {name: map_inputs(part, function) for name, part in inputs.items()}
+    if isinstance(inputs, Inputs):
+        return Inputs(*(map_inputs(part, function) for part in inputs))
+    return function(inputs)
