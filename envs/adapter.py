@@ -23,12 +23,11 @@ class UnknownEnvironmentError(EngramError, LookupError):
     """No environment is registered under an id."""
 
     def __init__(self, seen: str):
-        module, _, name = seen.rpartition(":")
         registered = {key.lower(): key for key in gymnasium.registry}
-        close = difflib.get_close_matches(name.lower(), registered, n=4)
+        name = seen.rpartition(":")[2].lower()
+        close = difflib.get_close_matches(name, registered, n=4)
         hint = ", ".join(registered[key] for key in close) or "none is close"
-        where = f" after importing {module}" if module else ""
-        super().__init__(f"environment {name!r} is not registered{where}; close matches: {hint}")
+        super().__init__(f"environment {seen!r} is not registered; close matches: {hint}")
 
 
 class UnsupportedSpaceError(EngramError, TypeError):
@@ -171,7 +170,11 @@ def _find(environment: str) -> EnvSpec:
     """Return what is registered under an id, so that other processes need not know the id."""
     module, _, name = environment.rpartition(":")
     if module:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            allowed = f"an importable module before the colon ({error})"
+            raise InvalidValueError("environment", environment, allowed) from error
     spec = gymnasium.registry.get(name)
     if spec is None:
         raise UnknownEnvironmentError(environment)
@@ -186,8 +189,11 @@ def _observed(space: spaces.Space, *, nested: bool = False) -> spaces.Space:
     if isinstance(space, spaces.Dict) and not nested:
         return spaces.Dict({name: _observed(part, nested=True) for name, part in space.items()})
     if isinstance(space, spaces.Box):
-        wide = space.dtype == np.float64
-        return spaces.Box(space.low, space.high, dtype=np.float32) if wide else space
+        if space.dtype != np.float64:
+            return space
+        with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
+            low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        return spaces.Box(low, high, dtype=np.float32)
     if not _counts_from_zero(space):
         allowed = "Discrete and MultiDiscrete from 0, Box, and a Dict of these"
         raise UnsupportedSpaceError("observation space", space, allowed)
