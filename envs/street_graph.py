@@ -152,7 +152,7 @@ def _rows(path: Path, header: str) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _number(path: Path, line: int, name: str, text: str, limit: float) -> float:
+def _number(path: Path, line: int, name: str, text: str, limit: int) -> float:
     try:
         value = float(text)
     except ValueError:

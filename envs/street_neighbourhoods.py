@@ -14,8 +14,8 @@ EXITS = 4
 """North, east, south and west of a neighbourhood, in this order."""
 EVALUATION_SHARE = 0.25
 """Share of the city's intersections that training never sees."""
-TRIES = 50
-"""Neighbourhoods tried per one wanted before the city counts as too small."""
+TRIES = 200
+"""Neighbourhoods tried in a row without a new one before the city counts as too small."""
 _ORDERS = np.array(list(permutations(range(EXITS))))
 
 
@@ -80,9 +80,9 @@ def sample_neighbourhoods(
     streets = _shortest_streets(graph, set(allowed.tolist()))
     seeds = sorted(streets)
     found: dict[frozenset[int], tuple[list[int], np.ndarray, np.ndarray]] = {}
-    for _ in range(TRIES * pool):
-        if len(found) == pool or not seeds:
-            break
+    missed = 0
+    while seeds and len(found) < pool and missed < TRIES:
+        missed += 1
         members = _grow(streets, seeds[random.integers(len(seeds))], places, random)
         if members is None or frozenset(members) in found:
             continue
@@ -90,6 +90,7 @@ def sample_neighbourhoods(
         if edges is not None:
             tables = _assign_exits(graph.position[members], edges)
             found[frozenset(members)] = members, *tables
+            missed = 0
     if len(found) < pool:
         raise InvalidValueError(
             "pool", pool, f"up to {len(found)}, as found in this city with places={places}"
