@@ -85,11 +85,11 @@ class Street(BatchedEnv[Trial]):
     steps leave time to profit from what the first 20 taught. Shortest paths then reach 33.5 goals
     and `chance` is 10 to 12; a walker that draws a map from its observations, goes to the nearest
     unknown exit as long as the goal is unknown, and else by the map, reaches 0.86 of the oracle's
-    goals and loses time on the first five only.
+    goals and loses time mostly on the first five.
 
-    Deviations from the paper: a place is a bit vector and not an image; actions are exits, not
-    turns; after a goal the walk goes on from there, without a new start; neighbourhoods of
-    training and evaluation are of two sides of one city.
+    Deviations from the paper: a place is seen as a bit vector and not as a photograph; a step leads
+    to the next intersection, by compass; after a goal the walk goes on from there, where the paper
+    draws a new start; training and evaluation are two sides of one city.
 
     Args:
         num_envs: Number of worlds N.
@@ -141,7 +141,7 @@ class Street(BatchedEnv[Trial]):
             for name, weights in TURNS.items()
         }
         self.chance = max(self.reactive.values())
-        self._lay_out(self.neighbourhoods, torch.device(device), num_envs)
+        self._lay_out(self.neighbourhoods, torch.device(device))
         widths = {"place": code_bits, "goal": code_bits, "exits": EXITS, "taken": EXITS}
         spaces: dict[str, gymnasium.Space] = {
             name: gymnasium.spaces.Box(0, 1, (n,), np.float32) for name, n in widths.items()
@@ -149,8 +149,9 @@ class Street(BatchedEnv[Trial]):
         observation = gymnasium.spaces.Dict(spaces)
         action = gymnasium.spaces.Discrete(EXITS)
         super().__init__(num_envs, observation, action, device=device, seed=seed)
+        self._row = torch.arange(num_envs, device=device)
 
-    def _lay_out(self, pool: Neighbourhoods, device: torch.device, num_envs: int) -> None:
+    def _lay_out(self, pool: Neighbourhoods, device: torch.device) -> None:
         """Put the pool into flat tables over its places."""
         neighbour = torch.from_numpy(pool.neighbour).to(device).flatten(0, 1)  # [K P, 4]
         here = torch.arange(len(neighbour), device=device)[:, None]
@@ -160,7 +161,6 @@ class Street(BatchedEnv[Trial]):
         self._length = torch.from_numpy(pool.length).to(device).flatten()
         self._hops = torch.from_numpy(pool.hops).to(device).flatten()
         self._exit = torch.from_numpy(pool.exit).to(device).flatten()
-        self._row = torch.arange(num_envs, device=device)
         self._slot = torch.arange(self.goals_shown, device=device)
         self._one_hot = torch.eye(EXITS, device=device)
 

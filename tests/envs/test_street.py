@@ -306,7 +306,7 @@ def test_manhattan_is_walked_on_either_side(shared_data: Path):
         ({"places": 1}, "places is 1; allowed: 2 or more"),
         ({"pool": 0}, "pool is 0; allowed: 1 or more"),
         ({"places": 500}, "pool is 256; allowed: up to 0"),
-        ({"num_envs": 0}, "num_envs is 0"),
+        ({"num_envs": -1}, "num_envs is -1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(setting: dict, message: str):
