@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from engram.kernels.errors import InvalidValueError
+from engram.kernels.errors import DataError, InvalidValueError
 
 Observation = Any
 """A tensor `[N, ...]`, or a dict of such tensors, as the observation space says."""
@@ -136,6 +136,31 @@ class BatchedEnv(gymnasium.vector.VectorEnv, abc.ABC, Generic[W]):
                 for old, new in zip(self.worlds, fresh, strict=True)  # type: ignore
             )
         )
+
+    def save(self) -> dict[str, Tensor]:
+        """Return everything that decides what this environment does next, copied."""
+        assert isinstance(self.worlds, tuple)
+        kept = {f"world.{i}": part.clone() for i, part in enumerate(self.worlds)}
+        return {**kept, "generator": self.generator.get_state()}
+
+    def load(self, saved: dict[str, Tensor]) -> None:
+        """Continue from what `save` returned, exactly.
+
+        Raises:
+            DataError: If it was saved by another environment or with other settings.
+        """
+        assert isinstance(self.worlds, tuple)
+        parts = [saved.get(f"world.{i}") for i in range(len(self.worlds))]
+        for i, (part, here) in enumerate(zip(parts, self.worlds, strict=True)):
+            if part is None or part.shape != here.shape or part.dtype != here.dtype:
+                seen = "missing" if part is None else f"{part.dtype} {list(part.shape)}"
+                raise DataError(
+                    f"saved environment: world.{i} is {seen}; allowed: {here.dtype} "
+                    f"{list(here.shape)}"
+                )
+        moved = [part.to(self.device, copy=True) for part in parts if part is not None]
+        self.worlds = type(self.worlds)(*moved)
+        self.generator.set_state(saved["generator"].cpu())
 
     def close_extras(self, **kwargs: Any) -> None:
         """Nothing to release."""

@@ -118,18 +118,20 @@ class Chain(SequenceMemory[Any]):
 
 
 def stack(
-    memory: Callable[[int], SequenceMemory[Any]],
     d_in: int,
     *,
+    layer: Callable[[int], SequenceMemory[Any]],
     layers: int = 1,
     expand: float = 2.0,
 ) -> Chain:
     """Use a memory in several layers: a chain of residual blocks.
 
     Args:
-        memory: Builds one memory, given its width.
         d_in: Width of every layer.
+        layer: Builds the memory of one layer, given its width.
         layers: How many blocks.
         expand: Width of each block's MLP in multiples of d_in.
     """
-    return Chain(*(Block(memory(d_in), expand=expand) for _ in range(layers)))
+    if layers < 1:
+        raise InvalidValueError("layers", layers, "1 or more")
+    return Chain(*(Block(layer(d_in), expand=expand) for _ in range(layers)))

@@ -39,7 +39,9 @@ MEMORIES = {
     "memo_every_step": lambda: Memo(D, layers=1, heads=2, segment=1, summary=1, capacity=2),
     "block": lambda: Block(LSTM(D, 6)),
     "chain": lambda: Chain(GRU(D, D), Window(D, window=3, heads=2), LSTM(D, 5)),
-    "stack": lambda: stack(lambda width: HCAM(width, chunk=2, capacity=2, heads=2), D, layers=2),
+    "stack": lambda: stack(
+        D, layer=lambda width: HCAM(width, chunk=2, capacity=2, heads=2), layers=2
+    ),
 }
 EMPTY_SLOTS = [name for name in MEMORIES if name not in {"gru", "lstm", "block", "chain"}]
 """Memories whose initial state is empty slots, not a vector of zeros that is read."""

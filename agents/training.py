@@ -1,0 +1,157 @@
+"""A training run: rollouts and updates until the budget is spent, resumable at every step."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engram.agents import checkpoint
+from engram.agents.ppo import PPO, PPOSettings
+from engram.agents.rollout import Collector, Cursor, map_inputs
+from engram.envs.vector import BatchedEnv, Stream
+from engram.kernels.errors import DataError
+from engram.memory import state as states
+from engram.policies.actor_critic import ActorCritic, Inputs
+
+Report = dict[str, float]
+
+
+class Training:
+    """One policy learning in one environment.
+
+    Args:
+        stream: The environment.
+        policy: Who learns, on the stream's device.
+        settings: Of PPO.
+        seed: The integer that every random choice of the run flows from.
+        budget: Environment steps to spend, for schedules and `finished`.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        policy: ActorCritic,
+        settings: PPOSettings,
+        *,
+        seed: int,
+        budget: int,
+    ):
+        self.stream, self.policy, self.budget = stream, policy, budget
+        self.learner = PPO(policy, settings, seed=seed)
+        self.collector = Collector(stream, policy, seed=seed)
+        self.steps = 0
+        self.seconds = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.steps >= self.budget
+
+    def iterate(self) -> Report:
+        """Collect one rollout and learn from it.
+
+        Returns:
+            Steps and seconds so far; steps per second; mean score and number of the episodes that
+            ended; the mean of each of the environment's measurements over those; all losses.
+        """
+        began = time.perf_counter()
+        settings = self.learner.settings
+        rollout = self.collector.collect(settings.rollout, chunk=settings.chunk)
+        report = self.learner.update(rollout, progress=self.steps / self.budget)
+        self.policy.observe_statistics(rollout.inputs.observation)
+        ended = ~rollout.scores.isnan()
+        count = int(ended.sum())
+        elapsed = time.perf_counter() - began
+        self.steps += rollout.reward.numel()
+        self.seconds += elapsed
+        score = float(rollout.scores[ended].mean()) if count else float("nan")
+        measured = {
+            name: float(values[ended].nanmean()) if count else float("nan")
+            for name, values in rollout.measurements.items()
+            if values.ndim == 2
+        }
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "steps_per_second": rollout.reward.numel() / elapsed,
+            "score": score,
+            "episodes": count,
+            **measured,
+            **report,
+        }
+
+    def save(self, path: Path, facts: dict[str, Any]) -> None:
+        """Write everything that decides how the run goes on.
+
+        An environment that cannot be copied (a simulator outside engram) is left out.
+        """
+        cursor = self.collector.cursor
+        tensors = {f"policy.{k}": v for k, v in self.policy.state_dict().items()}
+        for index, moments in self.learner.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
+        tensors |= {f"memory.{k}": v for k, v in states.flatten(cursor.state).items()}
+        tensors |= _named_inputs(cursor.inputs)
+        tensors["cursor.score"] = cursor.score
+        tensors["random.act"] = self.collector.generator.get_state()
+        tensors["random.learn"] = self.learner.generator.get_state()
+        if isinstance(self.stream.env, BatchedEnv):
+            tensors |= {f"env.{k}": v for k, v in self.stream.env.save().items()}
+        facts = {**facts, "steps": self.steps, "seconds": self.seconds}
+        checkpoint.write(path, tensors, facts)
+
+    def load(self, path: Path) -> None:
+        """Continue exactly where `save` left off.
+
+        Where the environment could not be copied its episodes begin anew, and with them the
+        memory; weights, optimiser, random states and step count continue all the same.
+
+        Raises:
+            DataError: If the file is damaged or belongs to another policy or environment.
+        """
+        tensors, facts = checkpoint.read(path, self.stream.device)
+        checkpoint.load_module(self.policy, checkpoint.part(tensors, "policy"), path)
+        self._load_optimizer(checkpoint.part(tensors, "optimizer"))
+        self.collector.generator.set_state(tensors["random.act"].cpu())
+        self.learner.generator.set_state(tensors["random.learn"].cpu())
+        self.steps, self.seconds = int(facts["steps"]), float(facts["seconds"])
+        if not isinstance(self.stream.env, BatchedEnv):
+            return
+        self.stream.env.load(checkpoint.part(tensors, "env"))
+        here = self.collector.cursor
+        try:
+            state = states.unflatten(checkpoint.part(tensors, "memory"), here.state)
+        except (KeyError, ValueError) as error:
+            raise DataError(f"checkpoint {path}: memory state {error}") from error
+        named = iter(_named_inputs(here.inputs))
+        inputs = map_inputs(here.inputs, lambda _: tensors[next(named)])
+        self.collector.cursor = Cursor(inputs, state, tensors["cursor.score"])
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        optimizer = self.learner.optimizer
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _named_inputs(inputs: Inputs) -> dict[str, Tensor]:
+    """Name every tensor of the inputs, in the order in which `map_inputs` visits them."""
+    named: dict[str, Tensor] = {}
+
+    def name(tensor: Tensor) -> Tensor:
+        named[f"cursor.inputs.{len(named)}"] = tensor
+        return tensor
+
+    map_inputs(inputs, name)
+    return named
+
+
+def build_policy(seed: int, make: Any) -> Any:
+    """Build a policy whose initial weights follow from `seed` alone; global state is restored."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
