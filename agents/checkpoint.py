@@ -52,7 +52,7 @@ def read(
                 raise DataError(
                     f"checkpoint {path} has format {facts.get('format')!r}; allowed: {FORMAT}"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, facts
     except FileNotFoundError:
         raise DataError(f"checkpoint {path} does not exist") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:

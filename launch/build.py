@@ -1,0 +1,80 @@
+"""Builds environments, policies and training runs from a composed configuration."""
+
+import inspect
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+
+from engram.agents.ppo import PPOSettings
+from engram.agents.training import Training, build_policy
+from engram.envs.vector import Stream
+from engram.kernels.errors import EngramError
+from engram.policies import ActorCritic
+
+EVALUATION_SEED = 1_000_003
+"""Added to a run's seed for its evaluation: no training seed comes near it."""
+
+
+def build_env(
+    tree: dict[str, Any], *, num_envs: int, device: torch.device, seed: int, evaluation: bool
+) -> VectorEnv[Any, Any, Any]:
+    """Build the environment; where it has splits, evaluation gets the one of its own."""
+    settings = dict(tree["env"])
+    if evaluation and "split" in settings:
+        settings["split"] = "evaluation"
+    accepted = inspect.signature(get_class(settings["_target_"])).parameters
+    if "device" in accepted:
+        settings["device"] = str(device)
+    return _instantiate(settings, num_envs=num_envs, seed=seed)
+
+
+def build_stream(
+    tree: dict[str, Any], *, num_envs: int, device: torch.device, seed: int, evaluation: bool
+) -> Stream:
+    """Build the environment and the view of it that policies act on."""
+    env = build_env(tree, num_envs=num_envs, device=device, seed=seed, evaluation=evaluation)
+    return Stream(env, device=device)
+
+
+def build_agent(tree: dict[str, Any], stream: Stream, seed: int) -> ActorCritic:
+    """Build the policy on the stream's device, with the initial weights of its seed."""
+    memory = _instantiate(tree["memory"])
+
+    def make() -> ActorCritic:
+        return ActorCritic(
+            stream.env.single_observation_space,
+            stream.env.single_action_space,
+            memory,
+            **tree["policy"],
+        )
+
+    return build_policy(seed, make).to(stream.device)
+
+
+def build_training(
+    tree: dict[str, Any], *, device: torch.device, seed: int, budget: int
+) -> Training:
+    """Build a run at its first step."""
+    settings = _instantiate(tree["agent"])
+    assert isinstance(settings, PPOSettings)
+    stream = build_stream(
+        tree, num_envs=int(tree["num_envs"]), device=device, seed=seed, evaluation=False
+    )
+    policy = build_agent(tree, stream, seed)
+    return Training(stream, policy, settings, seed=seed, budget=budget)
+
+
+def _instantiate(settings: dict[str, Any], **more: Any) -> Any:
+    """Call Hydra's instantiate, and hand on the error that says what is wrong."""
+    try:
+        return instantiate(settings, **more)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, EngramError):
+            raise cause from None
+        if isinstance(cause, TypeError | ValueError):
+            raise EngramError(f"{settings['_target_']}: {cause}") from cause
+        raise

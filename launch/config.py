@@ -1,0 +1,208 @@
+"""Composes a run's configuration and refuses, in one line, what it does not know."""
+
+import difflib
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import engram.configs
+from engram.kernels.errors import EngramError, InvalidValueError
+
+GROUPS = ("env", "memory", "agent", "preset")
+
+
+class UsageError(EngramError):
+    """The command line says something that cannot be done."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys that every command shares, checked; the whole tree is in `tree`."""
+
+    tree: dict[str, Any]
+    """The composed configuration, resolved."""
+    env: str
+    memories: list[str]
+    budget: int
+    seeds: list[int]
+    device: torch.device
+    out: Path
+    resume: bool
+    workers: int
+
+
+def choices(group: str) -> list[str]:
+    """Names of the YAML files of a configuration group."""
+    (folder,) = engram.configs.__path__
+    return sorted(path.stem for path in Path(folder, group).glob("*.yaml"))
+
+
+def unknown(what: str, seen: str, allowed: list[str]) -> UsageError:
+    """Build the error for a name that does not exist, close ones first."""
+    close = difflib.get_close_matches(seen, allowed, n=3)
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return UsageError(f"{what} {seen!r} does not exist{hint}; allowed: {', '.join(allowed)}")
+
+
+def compose_settings(arguments: list[str], *, several: bool) -> Settings:
+    """Compose `key=value` arguments into settings.
+
+    Args:
+        arguments: As typed.
+        several: Whether `memory` may name several memories, `memory=[none,gru]`.
+
+    Raises:
+        EngramError: On the first thing that is wrong, in one line.
+    """
+    memories, rest, chosen = _split_memories(arguments, several=several)
+    _check_keys(rest, [f"memory={memories[0]}"] if memories else [])
+    tree = _compose([*rest, f"memory={memories[0]}"] if memories else rest)
+    names = memories or (list(tree["memories"]) if several else ["gru"])
+    for name in names:
+        if name not in choices("memory"):
+            raise unknown("memory", str(name), choices("memory"))
+    env = chosen.get("env") or _env_of(tree)
+    out = tree["out"]
+    default = Path("runs") / (f"compare-{env}" if several else f"{env}-{names[0]}")
+    device = _device(tree["device"])
+    return Settings(
+        tree=tree,
+        env=env,
+        memories=[str(name) for name in names],
+        budget=_whole("budget", tree["budget"]),
+        seeds=_seeds(tree["seeds"]),
+        device=device,
+        out=Path(str(out)) if out else default,
+        resume=_truth("resume", tree["resume"]),
+        workers=_workers(tree["workers"], device),
+    )
+
+
+def tree_for(arguments: list[str], memory: str) -> dict[str, Any]:
+    """Compose the configuration of one memory of a comparison."""
+    _, rest, _ = _split_memories(arguments, several=True)
+    return _compose([*rest, f"memory={memory}"])
+
+
+def _split_memories(
+    arguments: list[str], *, several: bool
+) -> tuple[list[str], list[str], dict[str, str]]:
+    """Take the memory names out of the arguments; also return which groups were chosen."""
+    memories: list[str] = []
+    rest: list[str] = []
+    chosen: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise UsageError(f"argument {argument!r} is not of the form key=value")
+        if key in GROUPS and key != "memory" and value not in choices(key):
+            raise unknown(key, value, choices(key))
+        if key in GROUPS:
+            chosen[key] = value
+        if key != "memory":
+            rest.append(argument)
+            continue
+        names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+        if not names or (len(names) > 1 and not several):
+            raise UsageError(f"memory is {value!r}; allowed: one of {', '.join(choices('memory'))}")
+        for name in names:
+            if name not in choices("memory"):
+                raise unknown("memory", name, choices("memory"))
+        memories = names
+    return memories, rest, chosen
+
+
+def _check_keys(arguments: list[str], memory: list[str]) -> None:
+    """Refuse keys that the configuration does not have, level by level."""
+    groups = memory + [a for a in arguments if a.partition("=")[0] in GROUPS]
+    tree: Any = None
+    for argument in arguments:
+        key = argument.partition("=")[0]
+        if key in GROUPS or key.startswith(("+", "~")):
+            continue
+        if tree is None:
+            tree = _compose(groups)
+        node: Any = tree
+        for depth, name in enumerate(key.split(".")):
+            allowed = [k for k in node if not k.startswith("_")] if isinstance(node, dict) else []
+            if name not in allowed:
+                prefix = ".".join(key.split(".")[:depth])
+                if not allowed:
+                    raise UsageError(f"key {key!r} does not exist; {prefix} has no keys below it")
+                raise unknown(f"key{' in ' + prefix if prefix else ''}", name, allowed)
+            node = node[name]
+
+
+def _compose(overrides: list[str]) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    try:
+        OverridesParser.create().parse_overrides(overrides=overrides)
+        with initialize_config_module("engram.configs", version_base="1.3"):
+            config: DictConfig = compose("train", overrides)
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    assert isinstance(resolved, dict)
+    return resolved  # type: ignore[return-value]
+
+
+def _env_of(tree: dict[str, Any]) -> str:
+    """Name the environment by the file that has its target."""
+    for name in choices("env"):
+        if _compose([f"env={name}"])["env"]["_target_"] == tree["env"]["_target_"]:
+            return name
+    return str(tree["env"]["_target_"]).rsplit(".", 1)[-1].lower()
+
+
+def _whole(name: str, seen: Any) -> int:
+    if isinstance(seen, bool) or not isinstance(seen, int | float) or not math.isfinite(seen):
+        raise InvalidValueError(name, seen, "a whole number, 1 or more")
+    if seen < 1 or seen != int(seen):
+        raise InvalidValueError(name, seen, "a whole number, 1 or more")
+    return int(seen)
+
+
+def _truth(name: str, seen: Any) -> bool:
+    if not isinstance(seen, bool):
+        raise InvalidValueError(name, seen, "true, false")
+    return seen
+
+
+def _seeds(seen: Any) -> list[int]:
+    if isinstance(seen, list):
+        good = all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seen)
+        if not seen or not good or len(set(seen)) < len(seen):
+            raise InvalidValueError("seeds", seen, "a number of seeds, or a list of different ones")
+        return seen
+    return list(range(_whole("seeds", seen)))
+
+
+def _device(seen: Any) -> torch.device:
+    if seen == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(str(seen))
+    except RuntimeError:
+        device = torch.device("meta")
+    available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if device.type == "cuda" and device.index is None and len(available) > 1:
+        return device
+    if str(device) not in available:
+        raise InvalidValueError("device", seen, ["auto", *available])
+    return device
+
+
+def _workers(seen: Any, device: torch.device) -> int:
+    if seen == "auto":
+        return 1 if device.type == "cuda" else len(os.sched_getaffinity(0))
+    return _whole("workers", seen)
