@@ -66,7 +66,7 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
     """
     memories, rest, chosen = _split_memories(arguments, several=several)
     _check_keys(rest, [f"memory={memories[0]}"] if memories else [])
-    tree = _compose([*rest, f"memory={memories[0]}"] if memories else rest)
+    tree = compose_tree([*rest, f"memory={memories[0]}"] if memories else rest)
     names = memories or (list(tree["memories"]) if several else ["gru"])
     for name in names:
         if name not in choices("memory"):
@@ -74,7 +74,7 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
     env = chosen.get("env") or _env_of(tree)
     out = tree["out"]
     default = Path("runs") / (f"compare-{env}" if several else f"{env}-{names[0]}")
-    device = _device(tree["device"])
+    device = parse_device(tree["device"])
     return Settings(
         tree=tree,
         env=env,
@@ -91,7 +91,7 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
 def tree_for(arguments: list[str], memory: str) -> dict[str, Any]:
     """Compose the configuration of one memory of a comparison."""
     _, rest, _ = _split_memories(arguments, several=True)
-    return _compose([*rest, f"memory={memory}"])
+    return compose_tree([*rest, f"memory={memory}"])
 
 
 def _split_memories(
@@ -131,7 +131,7 @@ def _check_keys(arguments: list[str], memory: list[str]) -> None:
         if key in GROUPS or key.startswith(("+", "~")):
             continue
         if tree is None:
-            tree = _compose(groups)
+            tree = compose_tree(groups)
         node: Any = tree
         for depth, name in enumerate(key.split(".")):
             allowed = [k for k in node if not k.startswith("_")] if isinstance(node, dict) else []
@@ -143,7 +143,8 @@ def _check_keys(arguments: list[str], memory: list[str]) -> None:
             node = node[name]
 
 
-def _compose(overrides: list[str]) -> dict[str, Any]:
+def compose_tree(overrides: list[str]) -> dict[str, Any]:
+    """Compose `train.yaml` with Hydra; return the resolved tree."""
     GlobalHydra.instance().clear()
     try:
         OverridesParser.create().parse_overrides(overrides=overrides)
@@ -159,7 +160,7 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
 def _env_of(tree: dict[str, Any]) -> str:
     """Name the environment by the file that has its target."""
     for name in choices("env"):
-        if _compose([f"env={name}"])["env"]["_target_"] == tree["env"]["_target_"]:
+        if compose_tree([f"env={name}"])["env"]["_target_"] == tree["env"]["_target_"]:
             return name
     return str(tree["env"]["_target_"]).rsplit(".", 1)[-1].lower()
 
@@ -187,7 +188,8 @@ def _seeds(seen: Any) -> list[int]:
     return list(range(_whole("seeds", seen)))
 
 
-def _device(seen: Any) -> torch.device:
+def parse_device(seen: Any) -> torch.device:
+    """Turn the key `device` into a device that exists."""
     if seen == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,0 +1,104 @@
+"""`engram eval`: trained runs on fresh seeds."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from engram.launch import results
+from engram.launch.build import EVALUATION_SEED, build_stream
+from engram.launch.compare import show
+from engram.launch.config import UsageError, parse_device, unknown
+from engram.launch.evaluation import evaluate, interval
+from engram.launch.run import load_policy
+
+KEYS = ("out", "episodes", "greedy", "seed", "device")
+
+
+def evaluate_runs(arguments: list[str], console: Console) -> int:
+    """Evaluate every run below a folder.
+
+    Args:
+        arguments: `out=<folder>`, and optionally `episodes`, `greedy`, `seed` (added to that of
+            every run; another one, other episodes) and `device`.
+        console: Where the table goes.
+    """
+    given = _parse(arguments)
+    if "out" not in given:
+        raise UsageError("out is missing; allowed: out=<folder of a run or of a comparison>")
+    out = Path(given["out"])
+    runs = sorted(path.parent for path in out.rglob("checkpoint.safetensors"))
+    if not runs:
+        raise UsageError(f"out: {out} holds no checkpoint; allowed: a folder that train wrote")
+    device = parse_device(given.get("device", "auto"))
+    by_memory: dict[str, list[list[Any]]] = {}
+    for run in runs:
+        policy, config, facts = load_policy(run, device)
+        settings = config["tree"]["evaluation"]
+        seed = EVALUATION_SEED + 7919 * _number("seed", given.get("seed", "1")) + config["seed"]
+        stream = build_stream(
+            config["tree"],
+            num_envs=int(settings["num_envs"]),
+            device=device,
+            seed=seed,
+            evaluation=True,
+        )
+        result = evaluate(
+            policy,
+            stream,
+            episodes=_number("episodes", given.get("episodes", str(settings["episodes"]))),
+            greedy=_truth(given.get("greedy", str(settings["greedy"]).lower())),
+            seed=seed,
+        )
+        chance = getattr(stream.env, "chance", None)
+        optimum = getattr(stream.env, "optimum", None)
+        stream.env.close()
+        by_memory.setdefault(config["memory"], []).append([result, chance, optimum, facts["steps"]])
+    header = ["memory", "score", "95 %", "seeds", "episodes", "chance", "optimum", "train steps"]
+    cells = []
+    for memory, found in by_memory.items():
+        mean, half = interval([result.score for result, *_ in found])
+        if len(found) == 1:
+            half = found[0][0].interval
+        _, chance, optimum, steps = found[0]
+        cells.append(
+            [
+                memory,
+                f"{mean:.3f}",
+                f"± {half:.3f}",
+                str(len(found)),
+                str(sum(result.episodes for result, *_ in found)),
+                *("–" if value is None else f"{value:.3f}" for value in (chance, optimum)),
+                f"{steps:,}",
+            ]
+        )
+    show(header, cells, console, f"engram eval {out}")
+    console.print(
+        "95 %: half the interval of the mean, over seeds; over episodes where there is one seed."
+    )
+    print(results.markdown(header, cells), end="") if not console.is_terminal else None
+    return 0
+
+
+def _parse(arguments: list[str]) -> dict[str, str]:
+    given = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UsageError(f"argument {argument!r} is not of the form key=value")
+        if key not in KEYS:
+            raise unknown("key", key, list(KEYS))
+        given[key] = value
+    return given
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"{name} is {text!r}; allowed: a whole number, 1 or more")
+    return int(text)
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise UsageError(f"greedy is {text!r}; allowed: true, false")
+    return text == "true"

@@ -1,0 +1,82 @@
+"""The command line: `engram <command> key=value`."""
+
+import logging
+import sys
+
+from rich.console import Console
+
+from engram.kernels.errors import EngramError
+
+USAGE = """usage: engram <command> key=value ...
+
+commands
+  train    train one memory with several seeds, evaluate, report
+  compare  the same for several memories: one table, one figure
+  eval     evaluate trained runs on fresh seeds: engram eval out=<folder>
+  info     memories, environments and devices to choose from
+
+keys of train and compare (all others: engram info, configs/train.yaml)
+  env=NAME            the task; its settings are env.<key>=<value>
+  memory=NAME         the memory; for compare a list: memory=[none,gru,hcam,memo]
+  budget=N            environment steps per seed
+  seeds=N | [0,1,2]   how many, or which
+  device=auto         auto, cpu, cuda, cuda:N
+  out=FOLDER          where results go
+  resume=true         continue what the folder holds
+
+examples
+  engram compare preset=demo
+  engram train memory=hcam env=ballet budget=2_000_000
+"""
+COMMANDS = ("train", "compare", "eval", "info")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The command and its settings; those of the process unless given.
+
+    Returns:
+        The exit status: 0, or 2 after a user's mistake, which one line on stderr names.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    command, *rest = arguments
+    if any(argument in ("-h", "--help") for argument in rest):
+        print(USAGE, end="")
+        return 0
+    # Tables are cut where a log has no width; progress goes to stderr, results to stdout.
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    try:
+        return _dispatch(command, rest, console)
+    except EngramError as error:
+        print(f"engram: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(command: str, rest: list[str], console: Console) -> int:
+    from engram.launch.config import UsageError, unknown
+
+    if command not in COMMANDS:
+        raise unknown("command", command, list(COMMANDS))
+    if command == "info":
+        from engram.launch.info import info
+
+        if rest:
+            raise UsageError(f"info takes no arguments, got {' '.join(rest)}")
+        return info(console)
+    if command == "eval":
+        from engram.launch.evaluate import evaluate_runs
+
+        return evaluate_runs(rest, console)
+    from engram.launch.compare import compare
+
+    return compare(rest, console, several=command == "compare")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

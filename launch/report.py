@@ -1,0 +1,136 @@
+"""Draws a comparison: a figure, and a report in one HTML file that needs nothing else."""
+
+import base64
+import html
+import io
+from pathlib import Path
+
+import numpy as np
+
+from engram.launch.results import Curve, Row
+
+COLOURS = ["#7f7f7f", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b"]
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+       color: #1a1a1a; }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+td, th { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+img { max-width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; }
+"""
+
+
+def draw(
+    title: str, found: list[Row], curves: dict[str, Curve], *, log_free_points: int = 200
+) -> bytes:
+    """Return a PNG: learning curves with bands, and the final scores on fresh episodes.
+
+    The band is the range of the seeds; the line their mean. Where a measurement has several
+    numbers (steps to the n-th goal of a trial), a third panel shows them.
+
+    Args:
+        title: Above the curves.
+        found: Final results, for the right panel and the lines of chance and optimum.
+        curves: Training scores.
+        log_free_points: Points that a curve is thinned to.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    series = [name for name, values in found[0].measurements.items() if len(values) > 1][:1]
+    panels = 2 + len(series)
+    figure = Figure(figsize=(5.2 * panels, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels, width_ratios=[3, 2, 3][:panels])
+    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(curves)}
+    for name, curve in curves.items():
+        steps, scores = thin(curve, log_free_points)
+        known = ~np.isnan(scores).all(0)
+        steps, scores = steps[known], scores[:, known]
+        if not len(steps):
+            continue
+        axes[0].plot(steps, np.nanmean(scores, 0), color=colour[name], label=name)
+        low, high = np.nanmin(scores, 0), np.nanmax(scores, 0)
+        axes[0].fill_between(steps, low, high, color=colour[name], alpha=0.2, linewidth=0)
+    for axis in axes[:2]:
+        for value, text in ((found[0].chance, "chance"), (found[0].optimum, "optimum")):
+            if value is not None:
+                axis.axhline(value, color="black", linewidth=0.8, linestyle=":")
+                if axis is axes[0]:
+                    axis.annotate(
+                        text, (1, value), xycoords=("axes fraction", "data"),
+                        ha="right", va="bottom", fontsize=8,
+                    )  # fmt: skip
+    axes[0].set(title=title, xlabel="environment steps", ylabel="return per episode (training)")
+    axes[0].legend(frameon=False)
+    for place, row in enumerate(found):
+        half = 0.0 if np.isinf(row.half) else row.half
+        axes[1].errorbar(place, row.score, half, fmt="o", color=colour[row.memory], capsize=4)
+        axes[1].plot([place] * len(row.scores), row.scores, "_", color=colour[row.memory])
+    axes[1].set_xticks(range(len(found)), [row.memory for row in found])
+    axes[1].set(title="fresh episodes, mean ± 95 % over seeds", ylabel="return per episode")
+    for name in series:
+        for row in found:
+            values = np.array([np.nan if v is None else v for v in row.measurements[name]])
+            axes[2].plot(np.arange(1, len(values) + 1), values, ".-", color=colour[row.memory])
+        axes[2].set(title=name.replace("_", " "), xlabel="n")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def thin(curve: Curve, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Average neighbouring points of a curve until at most `points` are left."""
+    group = -(-len(curve.steps) // points)
+    usable = len(curve.steps) // group * group
+    steps = curve.steps[:usable].reshape(-1, group).mean(1)
+    blocks = curve.scores[:, :usable].reshape(len(curve.scores), -1, group)
+    known = ~np.isnan(blocks)
+    total = np.where(known, blocks, 0).sum(-1)
+    count = known.sum(-1)
+    return steps, np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def write_report(
+    path: Path, title: str, png: bytes, header: list[str], cells: list[list[str]], config: str
+) -> None:
+    """Write the HTML report: figure, table and configuration, all inside one file.
+
+    Args:
+        path: The file.
+        title: Its heading.
+        png: The figure.
+        header: Of the table.
+        cells: Of the table.
+        config: The resolved configuration, as text.
+    """
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
+        for line in cells
+    )
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>{STYLE}</style></head><body>
+<h1>{html.escape(title)}</h1>
+<img alt="Learning curves and final scores" src="data:image/png;base64,{_base64(png)}">
+<h2>Fresh episodes</h2>
+<table><thead><tr>{head}</tr></thead><tbody>
+{body}
+</tbody></table>
+<p>Score: mean return over seeds, each on episodes that training never saw; ± half the 95 %
+interval over seeds (Student's t). State bytes: memory of one environment. Curves: mean over seeds
+of the training return, band from the least to the greatest seed.</p>
+<h2>Configuration</h2>
+<pre>{html.escape(config)}</pre>
+</body></html>
+"""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
