@@ -9,7 +9,7 @@ from hydra.utils import get_object, instantiate
 from rich.console import Console
 from rich.table import Table
 
-from engram.launch.config import GROUPS, compose_tree, choices
+from engram.launch.config import GROUPS, choices, compose_tree
 from engram.memory import state as states
 
 

@@ -1,0 +1,61 @@
+"""Every YAML file composes, builds on the CPU, and runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engram.launch.build import build_training
+from engram.launch.config import choices, compose_settings, compose_tree
+
+SMALL = ["agent.rollout=4", "agent.chunk=2", "agent.epochs=1", "num_envs=3", "policy.width=16"]
+SLOW_TO_BUILD = {"masked_mujoco", "adapter"}
+
+
+def iterate(overrides: list[str]) -> dict[str, float]:
+    tree = compose_tree([*SMALL, *overrides])
+    training = build_training(tree, device=torch.device("cpu"), seed=0, budget=24)
+    report = training.iterate()
+    training.stream.env.close()
+    return report
+
+
+@pytest.mark.parametrize("memory", choices("memory"))
+def test_every_memory_trains(memory: str) -> None:
+    assert iterate([f"memory={memory}"])["steps"] == 12
+
+
+@pytest.mark.parametrize("env", choices("env"))
+def test_every_environment_trains(env: str, tmp_path: Path, monkeypatch: Any) -> None:
+    if env == "masked_mujoco":
+        pytest.importorskip("mujoco", reason="needs engram[mujoco]")
+    monkeypatch.chdir(tmp_path)  # the simulator writes its log where it runs
+    assert iterate([f"env={env}"])["steps"] == 12
+
+
+@pytest.mark.parametrize("preset", choices("preset"))
+def test_every_preset_composes(preset: str) -> None:
+    settings = compose_settings([f"preset={preset}"], several=True)
+    assert settings.memories and settings.budget > 0
+
+
+def test_every_yaml_belongs_to_a_group_or_is_a_run() -> None:
+    import engram.configs
+
+    (folder,) = engram.configs.__path__
+    found = {path.relative_to(folder).parts[0] for path in Path(folder).rglob("*.yaml")}
+    assert found == {"env", "memory", "agent", "preset", "train.yaml"}
+
+
+def test_auxiliary_losses_and_observation_norms_are_settings() -> None:
+    report = iterate(
+        [
+            "env=street",
+            "policy.normalize=true",
+            "policy.auxiliary.predict=1",
+            "policy.auxiliary.recall=0.5",
+            "policy.auxiliary.reconstruct=2",
+        ]
+    )
+    assert {"predict", "recall", "reconstruct"} <= report.keys()
