@@ -15,7 +15,7 @@ from engram.kernels.errors import DataError
 from engram.memory import state as states
 from engram.policies.actor_critic import ActorCritic, Inputs
 
-Report = dict[str, float]
+Report = dict[str, float | int]
 
 
 class Training:

@@ -2,11 +2,12 @@
 
 import logging
 import multiprocessing
-import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
@@ -60,65 +61,70 @@ def _run_here(
 def _run_in_workers(
     jobs: list[Job], workers: int, stopping: threading.Event, advance: Callable[[Job, Report], None]
 ) -> bool:
+    """Hand jobs to worker processes, one pipe each: a worker that dies blocks nobody's lock."""
     # spawn: a fork would copy a torch that has already started threads
     context = multiprocessing.get_context("spawn")
-    todo, told, stop = context.SimpleQueue(), context.Queue(), context.Event()
-    for index in [*range(len(jobs)), *[None] * workers]:
-        todo.put(index)
     threads = max(1, torch.get_num_threads() // workers)
-    processes = [
-        context.Process(target=_work, args=(jobs, todo, told, stop, threads), daemon=True)
-        for _ in range(workers)
-    ]
-    for process in processes:
+    crew: dict[Any, BaseProcess] = {}
+    for _ in range(workers):
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(there, threads), daemon=True)
         process.start()
+        there.close()
+        crew[here] = process
+    waiting, at_work = list(jobs), dict[Any, Job]()
     finished, failure = 0, None
-    try:
-        while any(process.is_alive() for process in processes) or not told.empty():
-            if stopping.is_set():
-                stop.set()
+    told_to_stop = False
+    while crew:
+        stop = stopping.is_set() or failure is not None
+        if stop and not told_to_stop:
+            told_to_stop = True
+            for process in crew.values():
+                process.terminate()  # workers answer SIGTERM with a checkpoint
+        for pipe in wait(list(crew), timeout=0.2):
             try:
-                index, kind, what = told.get(timeout=0.2)
-            except queue.Empty:
+                kind, what = pipe.recv()  # type: ignore[union-attr]
+            except (EOFError, ConnectionResetError):
+                crew.pop(pipe).join()
+                if pipe in at_work and failure is None and not told_to_stop:
+                    failure = JobFailedError(
+                        f"{at_work[pipe].name}: its process was killed; "
+                        "resume=true continues it from its last checkpoint"
+                    )
                 continue
             if kind == "report":
-                advance(jobs[index], what)
-            elif kind == "finished":
+                advance(at_work[pipe], what)
+                continue
+            job = at_work.pop(pipe, None)
+            if kind == "finished":
                 finished += 1
             elif kind == "failed" and failure is None:
-                failure = JobFailedError(f"{jobs[index].name}: {what}")
-                stop.set()
-    finally:
-        stop.set()
-        for process in processes:
-            process.join()
-    dead = [process.exitcode for process in processes if process.exitcode]
-    if failure is None and dead:
-        failure = JobFailedError(
-            f"a worker process ended with exit code {dead[0]}; resume=true continues its run"
-        )
+                failure = JobFailedError(f"{job.name if job else 'a worker'}: {what}")
+            following = None if told_to_stop or failure or not waiting else waiting.pop(0)
+            if following is not None:
+                at_work[pipe] = following
+            pipe.send(following)  # type: ignore[union-attr]
     if failure is not None:
         raise failure
     return finished == len(jobs)
 
 
-def _work(jobs: list[Job], todo: Any, told: Any, stop: Any, threads: int) -> None:
-    """Take jobs until there are none; the parent process handles the signals."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _work(pipe: Any, threads: int) -> None:
+    """Run jobs until there are none; SIGTERM ends the running one with a checkpoint."""
+    stopping = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to every process at once
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
     torch.set_num_threads(threads)
-    while not stop.is_set() and (index := todo.get()) is not None:
+    pipe.send(("ready", None))
+    while (job := pipe.recv()) is not None:
         try:
             result = run_job(
-                jobs[index],
-                report=lambda r, i=index: told.put((i, "report", r)),
-                stopping=stop.is_set,
+                job, report=lambda r: pipe.send(("report", r)), stopping=stopping.is_set
             )
         except EngramError as error:
-            told.put((index, "failed", str(error)))
-            return
-        if result is not None:
-            told.put((index, "finished", None))
+            pipe.send(("failed", str(error)))
+        else:
+            pipe.send(("stopped" if result is None else "finished", None))
 
 
 @contextmanager

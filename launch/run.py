@@ -182,7 +182,7 @@ def _forget_after(metrics: Path, steps: int) -> None:
     temporary.replace(metrics)
 
 
-def _finite(report: Report) -> dict[str, float | None]:
+def _finite(report: Report) -> dict[str, float | int | None]:
     return {name: value if math.isfinite(value) else None for name, value in report.items()}
 
 

@@ -10,10 +10,9 @@ from engram.launch.build import build_training
 from engram.launch.config import choices, compose_settings, compose_tree
 
 SMALL = ["agent.rollout=4", "agent.chunk=2", "agent.epochs=1", "num_envs=3", "policy.width=16"]
-SLOW_TO_BUILD = {"masked_mujoco", "adapter"}
 
 
-def iterate(overrides: list[str]) -> dict[str, float]:
+def iterate(overrides: list[str]) -> dict[str, float | int]:
     tree = compose_tree([*SMALL, *overrides])
     training = build_training(tree, device=torch.device("cpu"), seed=0, budget=24)
     report = training.iterate()
@@ -53,9 +52,9 @@ def test_auxiliary_losses_and_observation_norms_are_settings() -> None:
         [
             "env=street",
             "policy.normalize=true",
-            "policy.auxiliary.predict=1",
+            "policy.auxiliary.predict=1.0",
             "policy.auxiliary.recall=0.5",
-            "policy.auxiliary.reconstruct=2",
+            "policy.auxiliary.reconstruct=2.0",
         ]
     )
     assert {"predict", "recall", "reconstruct"} <= report.keys()
