@@ -84,6 +84,8 @@ class Batch(NamedTuple):
     value: Tensor
     advantage: Tensor
     target: Tensor
+    ended: Tensor
+    """Whether the action ended an episode."""
     state: Any
 
 
@@ -161,6 +163,7 @@ class PPO:
         settings = self.settings
         with torch.autocast("cuda", torch.bfloat16, enabled=settings.bfloat16):
             output, _ = self.evaluate(batch.inputs, batch.state)
+            auxiliary = self._auxiliary(output.features, batch)
         log_ratio = output.policy.log_prob(batch.action) - batch.log_prob
         ratio = log_ratio.exp()
         advantage = batch.advantage
@@ -172,20 +175,25 @@ class PPO:
         entropy = output.policy.entropy().mean()
         total = policy_loss + settings.value * value_loss - entropy_weight * entropy
         parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-        if self.policy.auxiliary.active:
-            auxiliary = self.policy.auxiliary(
-                output.features,
-                batch.inputs.observation,
-                self.policy.head.encode(batch.action).to(output.features.dtype),
-                batch.inputs.start,
-                self.generator,
-            )
-            total = total + torch.stack(list(auxiliary.values())).sum()
-            parts |= auxiliary
+        for name, loss in auxiliary.items():
+            total = total + loss
+            parts[name] = loss
         with torch.no_grad():
             parts["kl"] = (ratio - 1 - log_ratio).mean()
             parts["ratio_error"] = (ratio - 1).abs().amax()
         return total, parts
+
+    def _auxiliary(self, features: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if not self.policy.auxiliary.active:
+            return {}
+        return self.policy.auxiliary(
+            features,
+            batch.inputs.observation,
+            self.policy.head.encode(batch.action).to(features.dtype),
+            batch.inputs.start,
+            batch.ended,
+            self.generator,
+        )
 
     def _step(self, batch: Batch, entropy_weight: float) -> dict[str, Tensor]:
         total, parts = self.loss(batch, entropy_weight)
@@ -220,6 +228,7 @@ def chunked(rollout: Rollout, advantage: Tensor, chunk: int) -> Batch:
         cut(rollout.value),
         cut(advantage),
         cut(advantage + rollout.value),
+        cut(rollout.terminated | rollout.truncated),
         states.concatenate(rollout.states),
     )
 

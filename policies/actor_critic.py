@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from engram.memory.sequence.base import SequenceMemory
 from engram.policies.auxiliary import Auxiliary
 from engram.policies.encoders import make_encoder, update_norms
-from engram.policies.heads import Distribution, make_head
+from engram.policies.heads import Distribution, at_least_float32, make_head
 
 
 class Inputs(NamedTuple):
@@ -91,7 +91,7 @@ class ActorCritic(nn.Module):
 
     def no_action(self, batch: int) -> Tensor:
         """Return what stands for the previous action before the first."""
-        code = torch.zeros(batch, self.value.in_features, device=self.value.weight.device)
+        code = self.value.weight.new_zeros(batch, self.value.in_features)
         return torch.zeros_like(self.head(code).mode())
 
     def observe_statistics(self, observation: Any) -> None:
@@ -102,7 +102,11 @@ class ActorCritic(nn.Module):
         z = self.encoder(inputs.observation)
         known = ~inputs.start[..., None]
         if self.from_action is not None:
-            code = torch.where(known, self.head.encode(inputs.action), 0.0)
+            extra = inputs.action.ndim - inputs.start.ndim
+            # Masked twice: what is no action cannot be encoded, and no action is not action 0.
+            unknown = inputs.start.view(*inputs.start.shape, *[1] * extra)
+            action = torch.where(unknown, 0, inputs.action)
+            code = torch.where(known, self.head.encode(action), 0.0)
             z = z + self.from_action(code.to(z.dtype))
         if self.from_reward is not None:
             reward = torch.where(known, inputs.reward[..., None], 0.0)
@@ -110,4 +114,4 @@ class ActorCritic(nn.Module):
         return z
 
     def _decide(self, h: Tensor) -> Output:
-        return Output(self.head(h), self.value(h)[..., 0].float(), h)
+        return Output(self.head(h), at_least_float32(self.value(h)[..., 0]), h)

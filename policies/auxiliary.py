@@ -32,8 +32,10 @@ class Decoder(nn.Module):
     def __init__(self, space: spaces.Space[Any], size: int):
         super().__init__()
         self.space = space
+        self.axes = len(space.shape or ())
         if isinstance(space, spaces.Dict):
-            self.parts = nn.ModuleDict({k: Decoder(part, size) for k, part in space.items()})
+            # A ModuleDict would refuse parts named "type", "robot.arm" and others.
+            self.parts = nn.ModuleList(Decoder(part, size) for part in space.values())
             return
         if isinstance(space, spaces.Discrete):
             self.classes, self.entries = int(space.n), 1
@@ -53,9 +55,12 @@ class Decoder(nn.Module):
     def forward(self, code: Float[Tensor, "n D"], target: Any) -> Float[Tensor, " n"]:
         """Return the loss of each prediction."""
         if isinstance(self.space, spaces.Dict):
-            losses = [part(code, target[name]) for name, part in self.parts.items()]
+            parts = zip(self.space, self.parts, strict=True)
+            losses = [part(code, target[name]) for name, part in parts]
             return torch.stack(losses).mean(0)
-        target = flatten_tail(target, self.entries)
+        if isinstance(self.space, spaces.Discrete | spaces.MultiDiscrete):
+            target = target - torch.as_tensor(self.space.start, device=target.device)
+        target = flatten_tail(target, self.axes)
         guess = self.out(code).float()
         if self.classes == 1:
             image = isinstance(self.space, spaces.Box) and self.space.dtype == np.uint8
@@ -65,8 +70,6 @@ class Decoder(nn.Module):
             # The same layer serves Discrete(2) and arrays of 0 and 1.
             loss = F.binary_cross_entropy_with_logits(guess, target.float(), reduction="none")
             return loss.mean(-1)
-        if isinstance(self.space, spaces.Discrete):
-            target = target - int(self.space.start)
         logits = guess.unflatten(-1, (self.entries, self.classes))
         loss = F.cross_entropy(logits.flatten(0, 1), target.long().flatten(), reduction="none")
         return loss.unflatten(0, target.shape).mean(-1)
@@ -74,7 +77,7 @@ class Decoder(nn.Module):
 
 def _is_binary(space: spaces.Space[Any]) -> bool:
     """Whether a Box holds nothing but 0 and 1."""
-    if not isinstance(space, spaces.Box) or space.dtype == np.float32:
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.integer):
         return False
     return bool((space.low == 0).all() and (space.high == 1).all())
 
@@ -115,6 +118,8 @@ class Auxiliary(nn.Module):
         ):
             if value < 0:
                 raise InvalidValueError(f"auxiliary.{name}", value, "0 or more")
+        if horizon < 1:
+            raise InvalidValueError("auxiliary.horizon", horizon, "1 or more")
         self.weights = {"reconstruct": reconstruct, "predict": predict, "recall": recall}
         self.horizon = horizon
         if reconstruct:
@@ -136,6 +141,7 @@ class Auxiliary(nn.Module):
         observation: Any,
         action: Float[Tensor, "T n A"],
         start: Bool[Tensor, "T n"],
+        ended: Bool[Tensor, "T n"],
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Return each active loss, weighted, as a scalar.
@@ -145,6 +151,8 @@ class Auxiliary(nn.Module):
             observation: o_t, `[T, n, ...]` or a dict of such.
             action: a_t, encoded.
             start: Where scopes begin.
+            ended: Whether a_t ended an episode, so that o_{t+1} is no consequence of it; a scope
+                may hold several episodes.
             generator: For δ.
         """
         losses = {}
@@ -156,7 +164,8 @@ class Auxiliary(nn.Module):
             code = torch.cat([features, action], -1)[:-1]
             later = _map(observation, lambda part: _merge(part[1:]))
             each = self.predict(code.flatten(0, 1), later)
-            losses["predict"] = self.weights["predict"] * _mean(each, ~start[1:].flatten())
+            follows = ~(start[1:] | ended[:-1])
+            losses["predict"] = self.weights["predict"] * _mean(each, follows.flatten())
         if self.weights["recall"] and steps > 1:
             index = torch.arange(steps, device=start.device)[:, None]
             began = torch.where(start, index, 0).cummax(0).values

@@ -33,18 +33,18 @@ def make_encoder(space: spaces.Space[Any], width: int, *, normalize: bool = Fals
     if isinstance(space, spaces.Dict):
         return DictEncoder(space, width, normalize=normalize)
     if isinstance(space, spaces.Discrete):
-        return IntegerEncoder([int(space.n)], width, first=int(space.start), single=True)
+        return IntegerEncoder([int(space.n)], width, first=[int(space.start)], single=True)
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        return IntegerEncoder([int(n) for n in space.nvec], width)
+        return IntegerEncoder(space.nvec.tolist(), width, first=space.start.tolist())
     if isinstance(space, spaces.MultiBinary):
-        return VectorEncoder(math.prod(space.shape), width, normalize=False)
+        return VectorEncoder(space.shape, width, normalize=False)
     if isinstance(space, spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) == 3:
             if int(space.high.max()) < SYMBOLS:
                 highs = space.high.reshape(space.shape[0], -1).max(1)
                 return SymbolGridEncoder([int(high) + 1 for high in highs], space.shape, width)
             return ImageEncoder(space.shape, width)
-        return VectorEncoder(math.prod(space.shape), width, normalize=normalize)
+        return VectorEncoder(space.shape, width, normalize=normalize)
     raise InvalidValueError(
         "observation space", space, "Dict, Discrete, MultiDiscrete [n], MultiBinary, Box"
     )
@@ -56,15 +56,23 @@ class IntegerEncoder(nn.Module):
     Args:
         sizes: Number of values of each integer.
         width: Features of the code.
-        first: The value that counts as zero.
+        first: Least value of each; 0 unless given.
         single: Whether the one integer has no axis of its own.
     """
 
-    def __init__(self, sizes: list[int], width: int, *, first: int = 0, single: bool = False):
+    def __init__(
+        self,
+        sizes: list[int],
+        width: int,
+        *,
+        first: list[int] | None = None,
+        single: bool = False,
+    ):
         super().__init__()
         self.single = single
         self.table = nn.Embedding(sum(sizes), width)
-        offsets = torch.tensor([0, *np.cumsum(sizes)[:-1].tolist()]) - first
+        offsets = torch.tensor([0, *np.cumsum(sizes)[:-1].tolist()])
+        offsets = offsets - torch.tensor(first or [0] * len(sizes))
         self.offsets: Tensor
         self.register_buffer("offsets", offsets, persistent=False)
 
@@ -87,45 +95,47 @@ class RunningNorm(nn.Module):
     def __init__(self, size: int):
         super().__init__()
         self.mean: Tensor
-        self.square: Tensor
+        self.variance: Tensor
         self.count: Tensor
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("square", torch.ones(size))
-        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
         """Normalise, clipped at ten deviations."""
-        deviation = (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
-        return ((x - self.mean) / deviation).clamp(-10, 10)
+        return ((x - self.mean) / self.variance.clamp(min=1e-6).sqrt()).clamp(-10, 10)
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "*n D"]) -> None:
-        """Take the vectors into the statistics."""
+        """Take the vectors into the statistics, without a difference of squares (Chan et al. 1979)."""
         rows = x.reshape(-1, x.shape[-1])
         self.count += len(rows)
         share = len(rows) / self.count
-        self.mean += share * (rows.mean(0) - self.mean)
-        self.square += share * (rows.square().mean(0) - self.square)
+        shift = rows.mean(0) - self.mean
+        spread = rows.var(0, correction=0) + (1 - share) * shift.square()
+        self.mean += share * shift
+        self.variance += share * (spread - self.variance)
 
 
 class VectorEncoder(nn.Module):
     """Two-layer MLP over a flattened array of numbers.
 
     Args:
-        size: Numbers in one observation.
+        shape: Of one observation.
         width: Features of the code.
         normalize: Whether to scale by running statistics first.
     """
 
-    def __init__(self, size: int, width: int, *, normalize: bool):
+    def __init__(self, shape: tuple[int, ...], width: int, *, normalize: bool):
         super().__init__()
-        self.size = size
+        self.axes = len(shape)
+        size = math.prod(shape)
         self.norm = RunningNorm(size) if normalize else None
         self.layers = nn.Sequential(nn.Linear(size, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self, x: Shaped[Tensor, "*n"]) -> Float[Tensor, "*m D"]:
-        """Encode arrays whose trailing axes hold `size` numbers."""
-        x = flatten_tail(x, self.size).to(self.layers[0].weight.dtype)  # type: ignore[arg-type]
+        """Encode arrays `[*n, *shape]`."""
+        x = flatten_tail(x, self.axes).to(self.layers[0].weight.dtype)  # type: ignore[arg-type]
         return self.layers(x if self.norm is None else self.norm(x))
 
 
@@ -210,32 +220,28 @@ class DictEncoder(nn.Module):
         super().__init__()
         if not space.spaces:
             raise InvalidValueError("observation space", space, "a Dict with at least one part")
-        self.parts = nn.ModuleDict(
-            {name: make_encoder(part, width, normalize=normalize) for name, part in space.items()}
+        # A ModuleDict would refuse parts named "type", "robot.arm" and others.
+        self.names = list(space)
+        self.parts = nn.ModuleList(
+            make_encoder(part, width, normalize=normalize) for part in space.values()
         )
 
-    def forward(self, x: dict[str, Tensor]) -> Float[Tensor, "*n D"]:
-        """Encode a dict of tensors."""
-        codes = [encoder(x[name]) for name, encoder in self.parts.items()]
+    def forward(self, x: dict[str, Any]) -> Float[Tensor, "*n D"]:
+        """Encode a dict of tensors, or of such dicts."""
+        codes = [encoder(x[name]) for name, encoder in zip(self.names, self.parts, strict=True)]
         return torch.stack(codes).sum(0) * len(codes) ** -0.5
 
 
-def flatten_tail(x: Tensor, size: int) -> Tensor:
-    """Merge the trailing axes that hold `size` numbers: `[*n, ...]` to `[*n, size]`."""
-    count, axes = 1, 0
-    while count < size:
-        axes += 1
-        count *= x.shape[-axes]
-    if axes == 0:  # a single number: its axis is there or not
-        return x if x.shape[-1:] == (1,) else x[..., None]
-    return x.flatten(-axes) if axes > 1 else x
+def flatten_tail(x: Tensor, axes: int) -> Tensor:
+    """Merge the trailing axes of one observation: `[*n, ...]` to `[*n, size]`."""
+    return x.flatten(-axes) if axes else x[..., None]
 
 
 def update_norms(module: nn.Module, observation: Any) -> None:
     """Show every running norm of an encoder the observations of a rollout."""
     if isinstance(module, DictEncoder):
-        for name, part in module.parts.items():
+        for name, part in zip(module.names, module.parts, strict=True):
             update_norms(part, observation[name])
     elif isinstance(module, VectorEncoder) and module.norm is not None:
-        x = flatten_tail(observation, module.size)
+        x = flatten_tail(observation, module.axes)
         module.norm.update(x.to(module.norm.mean.dtype))

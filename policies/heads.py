@@ -4,6 +4,7 @@ import abc
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
@@ -11,6 +12,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+QUADRATURE = (_NODES, _WEIGHTS / _WEIGHTS.sum())
+"""Nodes and weights of an expectation under N(0, 1)."""
 
 
 class Distribution(abc.ABC):
@@ -22,7 +27,7 @@ class Distribution(abc.ABC):
 
     @abc.abstractmethod
     def mode(self) -> Tensor:
-        """Return the most likely action of each."""
+        """Return the most likely action of each (of a squashed Gaussian, most likely as u)."""
 
     @abc.abstractmethod
     def log_prob(self, action: Tensor) -> Float[Tensor, "*n"]:
@@ -30,7 +35,7 @@ class Distribution(abc.ABC):
 
     @abc.abstractmethod
     def entropy(self) -> Float[Tensor, "*n"]:
-        """Entropy in nats; of a squashed Gaussian, a one-sample estimate."""
+        """Entropy in nats."""
 
 
 class Categorical(Distribution):
@@ -109,8 +114,17 @@ class SquashedGaussian(Distribution):
         return (gaussian - squash).sum(-1)
 
     def entropy(self) -> Tensor:
-        """The Gaussian's entropy plus log |da/du| at its mean."""
-        squash = 2 * (math.log(2) - self.mean - F.softplus(-2 * self.mean))
+        """The Gaussian's entropy plus E[log |da/du|], by Gauss-Hermite quadrature.
+
+        The expectation bounds the entropy by that of uniform actions. Its value at the mean would
+        not: an entropy bonus would widen σ until every action lies at a bound.
+        """
+        node, weight = (
+            torch.as_tensor(part, dtype=self.mean.dtype, device=self.mean.device)
+            for part in QUADRATURE
+        )
+        u = self.mean[..., None] + self.log_std.exp()[..., None] * node
+        squash = (2 * (math.log(2) - u - F.softplus(-2 * u)) * weight).sum(-1)
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e) + squash).sum(-1)
 
 
@@ -154,7 +168,7 @@ class DiscreteHead(Head):
 
     def forward(self, features: Float[Tensor, "*n D"]) -> Distribution:
         """Return the categorical policy."""
-        logits = self.logits(features).float()
+        logits = at_least_float32(self.logits(features))
         return Categorical(logits) if self.single else MultiCategorical(logits, self.sizes)
 
     def to_env(self, action: Tensor) -> Tensor:
@@ -192,16 +206,23 @@ class ContinuousHead(Head):
 
     def forward(self, features: Float[Tensor, "*n D"]) -> Distribution:
         """Return the squashed Gaussian."""
-        mean = self.mean(features).float()
+        mean = at_least_float32(self.mean(features))
         return SquashedGaussian(mean, self.log_std.clamp(-5, 2).expand_as(mean))
 
     def to_env(self, action: Tensor) -> Tensor:
         """Squash and scale to the bounds."""
-        return self.low + (action.tanh() + 1) / 2 * (self.high - self.low)
+        scaled = self.low + (action.tanh() + 1) / 2 * (self.high - self.low)
+        # Rounding may leave the bounds by the last digit, which some environments refuse.
+        return scaled.clamp(self.low, self.high).float()
 
     def encode(self, action: Tensor) -> Float[Tensor, "*n A"]:
         """The squashed action, in −1 … 1."""
         return action.tanh()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Lift bfloat16 and float16 to float32: ratios of probabilities need the digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def make_head(space: spaces.Space[Any], width: int) -> Head:
