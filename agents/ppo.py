@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engram.agents.returns import generalized_advantages, normalize
 from engram.agents.rollout import Rollout, map_inputs
+from engram.agents.seeds import derive
 from engram.kernels.errors import InvalidValueError
 from engram.memory import state as states
 from engram.policies.actor_critic import ActorCritic, Inputs
@@ -106,7 +107,7 @@ class PPO:
         self.optimizer = torch.optim.Adam(
             policy.parameters(), lr=settings.learning_rate, eps=1e-5, fused=True
         )
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(derive(seed, "learn"))
         self.evaluate: Any = torch.compile(policy) if settings.compile else policy
 
     def update(self, rollout: Rollout, *, progress: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from engram.agents.seeds import derive
 from engram.envs.vector import Stream
 from engram.memory import state as states
 from engram.policies.actor_critic import ActorCritic, Inputs
@@ -55,8 +56,17 @@ class Collector:
 
     def __init__(self, stream: Stream, policy: ActorCritic, *, seed: int):
         self.stream, self.policy = stream, policy
-        self.generator = torch.Generator(stream.device).manual_seed(seed)
+        self.generator = torch.Generator(stream.device).manual_seed(derive(seed, "act"))
         self.batch = stream.env.num_envs
+        self.begin(derive(seed, "worlds"))
+
+    def begin(self, seed: int) -> None:
+        """Start every episode anew, and with it the memory.
+
+        Args:
+            seed: Of the environment.
+        """
+        stream, policy = self.stream, self.policy
         observation, start = stream.reset(seed=seed)
         seeds = torch.randint(
             1, 2**62, (self.batch,), generator=self.generator, device=stream.device

@@ -107,7 +107,7 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "*n D"]) -> None:
-        """Take the vectors into the statistics, without a difference of squares (Chan et al. 1979)."""
+        """Take in vectors, without a difference of squares (Chan et al. 1979)."""
         rows = x.reshape(-1, x.shape[-1])
         self.count += len(rows)
         share = len(rows) / self.count
