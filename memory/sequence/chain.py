@@ -31,6 +31,8 @@ class Block(SequenceMemory[Any]):
         self.norm = nn.LayerNorm(width)
         self.project = nn.Identity() if memory.d_out == width else nn.Linear(memory.d_out, width)
         hidden = int(expand * width)
+        if expand < 0:
+            raise InvalidValueError("expand", expand, "0 or more")
         self.mlp = (
             nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)

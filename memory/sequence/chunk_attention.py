@@ -52,7 +52,7 @@ class ChunkAttention(nn.Module):
         ages: int = 0,
     ):
         super().__init__()
-        if d_out % heads:
+        if heads < 1 or d_out % heads:
             raise InvalidValueError("heads", heads, f"divisors of d_out = {d_out}")
         if d_memory % 2:
             raise InvalidValueError("d_memory", d_memory, "even numbers, for the position code")
@@ -184,6 +184,9 @@ class _BlockwiseRead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, relevance: Tensor, index: Tensor, contents: Tensor) -> Tensor:
         ctx.save_for_backward(q, relevance, index, contents)
+        device = q.device.type
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        ctx.autocast = {"device_type": device, "dtype": dtype, "enabled": enabled}
         parts = []
         for block in _blocks(q):
             chosen = gather_chunks(contents, index[:, block], relevance[:, block] > 0)
@@ -197,7 +200,8 @@ class _BlockwiseRead(torch.autograd.Function):
         for block in _blocks(q):
             seen = relevance[:, block] > 0
             chosen = gather_chunks(contents, index[:, block], seen)
-            with torch.enable_grad():
+            # The backward pass runs outside the autocast that the forward pass ran in.
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 leaves = [part[:, block].detach().requires_grad_() for part in (q, relevance)]
                 read = read_chunks(leaves[0], leaves[1], chosen)
             from_q, from_relevance = torch.autograd.grad(read, leaves, grads[0][:, block])

@@ -78,7 +78,7 @@ class GTrXLLayer(SequenceMemory[GTrXLState]):
         gate_bias: float = 2.0,
     ):
         super().__init__()
-        if d_in % heads or d_in % 2:
+        if heads < 1 or d_in % heads or d_in % 2:
             raise InvalidValueError("heads", heads, f"divisors of d_in = {d_in}, an even number")
         if memory < 1:
             raise InvalidValueError("memory", memory, "1 or more")
@@ -91,6 +91,8 @@ class GTrXLLayer(SequenceMemory[GTrXLState]):
         self.position_bias = nn.Parameter(torch.zeros(heads, d_in // heads))
         self.out = nn.Linear(d_in, d_in)
         hidden = int(expand * d_in)
+        if hidden < 1:
+            raise InvalidValueError("expand", expand, f"1 / d_in = {1 / d_in} or more")
         self.mlp = nn.Sequential(
             nn.LayerNorm(d_in), nn.Linear(d_in, hidden), nn.ReLU(), nn.Linear(hidden, d_in)
         )

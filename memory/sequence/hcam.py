@@ -60,7 +60,7 @@ class HCAM(SequenceMemory[HCAMState]):
         capacity: Complete chunks M that are kept; chunk · capacity steps are remembered.
         top_k: Chunks each step attends to; capped at the capacity.
         heads: Attention heads; they divide d_in.
-        local: Inputs visible to the local path; `chunk` unless given, 0 for none.
+        local: Inputs visible to the local path, 0 for none; `chunk`, at least 2, unless given.
         age_encoding: Whether the age of a chunk takes part in its score.
     """
 
@@ -76,8 +76,12 @@ class HCAM(SequenceMemory[HCAMState]):
         age_encoding: bool = False,
     ):
         super().__init__()
+        if d_in % 2:
+            raise InvalidValueError("d_in", d_in, "even numbers, for the position code")
         if capacity < 1:
             raise InvalidValueError("capacity", capacity, "1 or more")
+        if local is not None and (local < 0 or local == 1):
+            raise InvalidValueError("local", local, "0 for none, or 2 or more")
         self.d_in = self.d_out = d_in
         self.chunk, self.capacity = chunk, capacity
         self.attention = ChunkAttention(
@@ -89,7 +93,7 @@ class HCAM(SequenceMemory[HCAMState]):
             heads=heads,
             ages=capacity if age_encoding else 0,
         )
-        width = chunk if local is None else local
+        width = max(2, chunk) if local is None else local
         self.local = Window(d_in, window=width, heads=heads) if width else NoMemory(d_in)
 
     def initial_state(self, batch: int) -> HCAMState:
@@ -113,7 +117,7 @@ class HCAM(SequenceMemory[HCAMState]):
         far = self.attention.attend(x[:, None], state.contents, state.keys, visible, age)[:, 0]
         place, slot = time % self.chunk, (time // self.chunk) % (self.capacity + 1)
         row = torch.arange(len(x), device=x.device)
-        stored = x.detach()
+        stored = x.detach().to(state.contents.dtype)
         state.contents[row, slot, place] = stored + self.attention.position[place]
         kept = torch.where((place == 0)[:, None], 0.0, state.keys[row, slot])
         state.keys[row, slot] = kept + stored / self.chunk
@@ -129,7 +133,7 @@ class HCAM(SequenceMemory[HCAMState]):
         near, local = self.local(x, state.local, start)
         entry = torch.where(start[0], 0, state.time)
         time = steps_since_start(start, entry)  # [T, B]
-        stored = x.detach()
+        stored = x.detach().to(state.contents.dtype)
         chunks = self._candidates(stored, state, start, entry, time)
         far = self.attention.attend(x.transpose(0, 1), *chunks).transpose(0, 1)
         self._write(stored, state, start, time)

@@ -8,35 +8,41 @@ from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.base import SequenceMemory
-from engram.memory.sequence.rotary import RotaryLayer
+from engram.memory.sequence.rotary import RotaryLayer, angles
+from engram.memory.sequence.segments import Lengths, Plan, mix, next_seed, plan_rounds
 
 
 class MemoState(NamedTuple):
-    """Keys and values, unrotated, of the summaries and of the segment that is being read."""
+    """Keys (0) and values (1) of the summaries and of the segment that is being read."""
 
-    summary_k: Float[Tensor, "B L N H D"]
-    """Of the kept summary tokens, oldest first; slots at `kept` and beyond hold nothing."""
-    summary_v: Float[Tensor, "B L N H D"]
-    raw_k: Float[Tensor, "B L S H D"]
+    summary: Float[Tensor, "B N L 2 H D"]
+    """Of the summary tokens, in a ring: token n of a scope lies in slot n mod N. Which slots hold
+    something follows from `segment`."""
+    raw: Float[Tensor, "B S L 2 H D"]
     """Of the inputs of the running segment; slots at `place` and beyond hold nothing."""
-    raw_v: Float[Tensor, "B L S H D"]
-    kept: Int[Tensor, " B"]
-    """Summary tokens kept."""
     place: Int[Tensor, " B"]
     """Inputs in the running segment."""
     segment: Int[Tensor, " B"]
     """Segments completed since the scope began."""
     seed: Int[Tensor, " B"]
-    """What the segment lengths are drawn from; 0 fixes them."""
+    """What the segment lengths of the scope are drawn from; 0 fixes them."""
 
 
-class _Round(NamedTuple):
-    """One piece of one segment in each of b environments: the unit that runs in parallel."""
+class _Past(NamedTuple):
+    """What rows of a state hold; empty slots are zero, since NaN would pass any mask."""
 
-    env: Tensor  # [b]
-    begin: Tensor  # [b], its first step
-    length: Tensor  # [b], 1 …
-    complete: Tensor  # [b], whether its last step completes the segment
+    keys: list[list[Tensor]]
+    """Per layer, keys and values of the summaries, then of the raw inputs, `[n, K, 2, H, d]`."""
+    ordinal: Tensor  # [n, Ks], number of each summary token in its scope; negative: none
+    raw: Tensor  # [n, Kr], which raw slots hold something
+
+
+class _Tokens(NamedTuple):
+    """Tokens that run through the layers at once."""
+
+    x: Tensor  # [n, Q, D]
+    position: Tensor  # [n, Q]
+    exists: Tensor  # [n, Q], whether later tokens see it
 
 
 class Memo(SequenceMemory[MemoState]):
@@ -56,9 +62,10 @@ class Memo(SequenceMemory[MemoState]):
 
     Deviations: the released code draws one length per forward pass for the whole batch and
     collects with fixed lengths, so its learner evaluates another policy than the one that acted.
-    The number of summaries is bounded: when the slots are full, the oldest summary is evicted and
-    the others move to its positions. With `replace` the new summary takes the place of the old
-    one (RMT). No attention sinks, no dropout of layers.
+    The number of summaries is bounded: when the slots are full, the oldest summary is evicted.
+    What is kept stays as it was encoded, so a trace of the evicted one may live on in it. With
+    `replace` the new summary takes the place of the old one (RMT), as with a capacity of one. No
+    attention sinks, no dropout of layers.
 
     Args:
         d_in: Features of input and output.
@@ -86,7 +93,7 @@ class Memo(SequenceMemory[MemoState]):
         expand: float = 2.0,
     ):
         super().__init__()
-        if d_in % heads or (d_in // heads) % 2:
+        if heads < 1 or d_in % heads or (d_in // heads) % 2:
             raise InvalidValueError("heads", heads, f"d_in / heads even, with d_in = {d_in}")
         for name, value in (
             ("layers", layers),
@@ -96,251 +103,250 @@ class Memo(SequenceMemory[MemoState]):
         ):
             if value < 1:
                 raise InvalidValueError(name, value, "1 or more")
+        if int(expand * d_in) < 1:
+            raise InvalidValueError("expand", expand, f"1 / d_in = {1 / d_in} or more")
         if not 0 <= jitter < 1:
             raise InvalidValueError("jitter", jitter, "0 up to, not including, 1")
         self.d_in = self.d_out = d_in
-        self.heads, self.segment, self.summary = heads, segment, summary
-        self.jitter, self.replace = jitter, replace
-        self.longest = max(1, int(segment * (1 + jitter)))
-        self.slots = summary * (1 if replace else capacity)
+        self.heads, self.summary = heads, summary
+        self.lengths = Lengths(segment, jitter)
+        self.capacity = 1 if replace else capacity
+        self.slots = summary * self.capacity
         self.layers = nn.ModuleList(RotaryLayer(d_in, heads, expand) for _ in range(layers))
         self.norm = nn.LayerNorm(d_in)
         self.queries = nn.Parameter(torch.randn(summary, d_in) * d_in**-0.5)
 
+    def segment_length(
+        self, seed: Int[Tensor, "*n"], segment: Int[Tensor, "*n"]
+    ) -> Int[Tensor, "*n"]:
+        """Length of segment number `segment` (from 0) of a scope with that seed."""
+        return self.lengths.draw(seed, segment)
+
     def initial_state(self, batch: int) -> MemoState:
         """Return a state without summaries, with fixed segment lengths."""
         anchor = self._anchor()
-        tail = (self.heads, self.d_in // self.heads)
-        summaries = (batch, len(self.layers), self.slots, *tail)
-        raw = (batch, len(self.layers), self.longest, *tail)
-        zeros = [torch.zeros(batch, dtype=torch.int64, device=anchor.device) for _ in range(4)]
-        caches = [anchor.new_zeros(shape) for shape in (summaries, summaries, raw, raw)]
-        return MemoState._make(caches + zeros)
+        tail = (len(self.layers), 2, self.heads, self.d_in // self.heads)
+        zeros = [torch.zeros(batch, dtype=torch.int64, device=anchor.device) for _ in range(3)]
+        return MemoState(
+            anchor.new_zeros(batch, self.slots, *tail),
+            anchor.new_zeros(batch, self.lengths.longest, *tail),
+            *zeros,
+        )
 
     def randomize(self, state: MemoState, seeds: Int[Tensor, " B"]) -> MemoState:
-        """Draw segment lengths from `seeds` from the next segment on."""
+        """Draw segment lengths from `seeds`, beginning with the segment that is being read."""
         return state._replace(seed=mix(seeds) | 1)
 
-    def segment_length(
-        self, seed: Int[Tensor, " B"], segment: Int[Tensor, " B"]
-    ) -> Int[Tensor, " B"]:
-        """Length of segment number `segment` of a scope."""
-        share = (mix(seed + 0x632BE59B * (segment + 1)) & 0xFFFFFF).to(torch.float64) / 2**24
-        drawn = (self.segment * (1 - self.jitter + 2 * self.jitter * share)).floor()
-        drawn = drawn.to(torch.int64).clamp(1, self.longest)
-        return torch.where(seed == 0, self.segment, drawn)
+    def step(
+        self, x: Float[Tensor, "B D"], state: MemoState, start: Bool[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B D"], MemoState]:
+        """Read one input; condense the segment in those environments where it completes one."""
+        place, segment = (torch.where(start, 0, part) for part in (state.place, state.segment))
+        seed = next_seed(state.seed, start.to(torch.int64))
+        segments, places = torch.stack([segment.max(), place.max()]).tolist()
+        past = self._past(state.summary, state.raw, segment, place, (segments, places))
+        base = segment * self.summary  # [B], ordinal of the next summary token
+        own = torch.ones_like(start)[:, None]
+        seen = torch.cat([past.ordinal >= 0, past.raw], dim=1)
+        tokens = _Tokens(x[:, None], (base + place)[:, None], own)
+        y, new = self._run(tokens, past.keys, seen)
+        env = torch.arange(len(x), device=x.device)
+        written = torch.stack([kv[:, 0] for kv in new], dim=1).to(state.raw.dtype)
+        raw = state.raw.index_put((env, place), written)
+        summary, place = state.summary, place + 1
+        done = place >= self.segment_length(seed, segment)
+        (full,) = done.nonzero(as_tuple=True)
+        if len(full):
+            seen = torch.cat([seen, own], dim=1)[full]
+            asked = self._queries((base + place)[full])
+            keys = [
+                [part[full] for part in (*old, kv)] for old, kv in zip(past.keys, new, strict=True)
+            ]
+            answer, _ = self._run(asked, keys, seen)
+            tokens = self._summary(answer, base[full])
+            seen = self._kept(past.ordinal[full], tokens.position[:, -1] + 1)
+            _, new = self._run(tokens, [old[:1] for old in keys], seen, unread=self.summary)
+            slot = tokens.position % self.slots
+            written = torch.stack(new, dim=2).to(summary.dtype)
+            summary = summary.index_put((full[:, None], slot), written)
+        place, segment = torch.where(done, 0, place), segment + done.to(torch.int64)
+        return y[:, 0], MemoState(summary, raw, place, segment, seed)
 
     def forward(
         self, x: Float[Tensor, "T B D"], state: MemoState, start: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B D"], MemoState]:
-        """Read piece after piece, all environments at once, whatever their phase."""
-        steps, batch, _ = x.shape
-        state = self._finite(state, start[0])
-        inputs = x.transpose(0, 1)
-        next_start = _next_start(start)
-        cursor = torch.zeros(batch, dtype=torch.int64, device=x.device)
-        outputs, places = [], []
-        while True:
-            (env,) = (cursor < steps).nonzero(as_tuple=True)
-            if not len(env):
-                break
-            begin = cursor[env]
-            state = self._begin_scopes(state, env[start[begin, env]])
-            left = self.segment_length(state.seed, state.segment)[env] - state.place[env]
-            left = left.clamp(min=1)  # a state that is seeded within a segment ends it soon
-            until = next_start[begin, env] - begin
-            length = torch.minimum(left, until)
-            piece = _Round(env, begin, length, left <= until)
-            y, valid, state = self._read(inputs, state, piece)
-            offset = torch.arange(y.shape[1], device=x.device)
-            step = begin[:, None] + offset
-            outputs.append(y[valid])
-            places.append((step * batch + env[:, None])[valid])
-            full = env[piece.complete]
-            if len(full):
-                state = self._summarise(state, full)
-            cursor = cursor.index_copy(0, env, begin + length)
-        order = torch.cat(places).argsort()
-        return torch.cat(outputs)[order].view(steps, batch, -1), state
-
-    def _finite(self, state: MemoState, fresh: Bool[Tensor, " B"]) -> MemoState:
-        """Zero the slots that hold nothing: a masked NaN would still poison the gradient."""
-        held = []
-        for cache, count in (
-            (state.summary_k, state.kept),
-            (state.summary_v, state.kept),
-            (state.raw_k, state.place),
-            (state.raw_v, state.place),
-        ):
-            slot = torch.arange(cache.shape[2], device=cache.device)
-            filled = slot < torch.where(fresh, 0, count)[:, None]
-            held.append(torch.where(filled[:, None, :, None, None], cache, 0.0))
-        return MemoState._make([*held, *state[4:]])
-
-    def _begin_scopes(self, state: MemoState, env: Int[Tensor, " n"]) -> MemoState:
-        """Forget everything in the named environments, and move on to their next seed."""
-        if not len(env):
-            return state
-        fresh = torch.zeros(len(state.kept), dtype=torch.bool, device=env.device)
-        fresh[env] = True
-        seed = torch.where(fresh & (state.seed != 0), mix(state.seed) | 1, state.seed)
-        counters = [torch.where(fresh, 0, c) for c in (state.kept, state.place, state.segment)]
-        caches = [torch.where(fresh[:, None, None, None, None], 0.0, c) for c in state[:4]]
-        return MemoState._make([*caches, *counters, seed])
+        """Read piece after piece, all scopes of all environments at once."""
+        if len(x) == 1:
+            y, state = self.step(x[0], state, start[0])
+            return y[None], state
+        plans = plan_rounds(start, state.place, state.segment, state.seed, self.lengths)
+        outputs, after = [], []
+        for plan in plans:
+            y, held = self._read(x, state, plan)
+            outputs += y
+            after += held
+        place = torch.cat([plan.input for plan in plans])
+        order = torch.zeros(start.numel() + 1, dtype=torch.int64, device=x.device)
+        order = order.scatter(0, place, torch.arange(len(place), device=x.device))[:-1]
+        y = torch.cat(outputs).index_select(0, order).view(x.shape)
+        env = torch.cat([plan.ended for plan in plans]).argsort()
+        parts = zip(*after, strict=True)
+        return y, MemoState._make(torch.cat(part).index_select(0, env) for part in parts)
 
     def _read(
-        self, inputs: Float[Tensor, "B T D"], state: MemoState, piece: _Round
-    ) -> tuple[Tensor, Tensor, MemoState]:
-        """Run one piece of a segment; return outputs, which of them exist, and the state."""
-        everyone = len(piece.env) == len(state.kept)
-        held = state if everyone else _take(state, piece.env)
-        size = int(piece.length.max())
-        token = torch.arange(size, device=inputs.device)
-        valid = token < piece.length[:, None]  # [b, P]
-        source = (piece.begin[:, None] + token).clamp(max=inputs.shape[1] - 1)
-        x = inputs[piece.env[:, None], source]
-        slot = torch.arange(self.longest, device=inputs.device)
-        from_token = slot - held.place[:, None]  # [b, S]
-        written = (from_token >= 0) & (from_token < piece.length[:, None])
-        from_token = from_token.clamp(0, size - 1)
-        here = held.place[:, None] + torch.minimum(token, piece.length[:, None] - 1)  # [b, P]
-        summaries = torch.arange(self.slots, device=inputs.device)
-        sees_summary = summaries < held.kept[:, None]  # [b, N]
-        visible = torch.cat(
-            [
-                sees_summary[:, None].expand(-1, size, -1),
-                slot <= here[..., None],
-            ],
-            dim=-1,
-        )
-        key_positions = torch.cat([summaries.expand(len(x), -1), held.kept[:, None] + slot], dim=1)
-        positions = (held.kept[:, None] + here, key_positions)
-        raw_k, raw_v = [], []
-        row = torch.arange(len(x), device=x.device)[:, None]
-        for number, layer in enumerate(self._layers()):
-            q, k, v = layer.project(x)
-            k, v = (
-                torch.where(written[..., None, None], new[row, from_token], old[:, number])
-                for new, old in ((k, held.raw_k), (v, held.raw_v))
-            )
-            raw_k.append(k)
-            raw_v.append(v)
-            x = layer.finish(
-                x,
-                q,
-                torch.cat([held.summary_k[:, number], k], dim=1),
-                torch.cat([held.summary_v[:, number], v], dim=1),
-                positions,
-                visible,
-            )
-        held = held._replace(
-            raw_k=torch.stack(raw_k, 1),
-            raw_v=torch.stack(raw_v, 1),
-            place=held.place + piece.length,
-        )
-        return self.norm(x), valid, held if everyone else _put(state, piece.env, held)
+        self, x: Float[Tensor, "T B D"], state: MemoState, plan: Plan
+    ) -> tuple[list[Tensor], list[MemoState]]:
+        """Run all rounds of a plan; return outputs at its places, and states as rows end.
 
-    def _summarise(self, state: MemoState, env: Int[Tensor, " n"]) -> MemoState:
-        """Condense the complete segments of the named environments."""
-        held = _take(state, env)
-        count, many = held.kept, self.summary
-        own = torch.arange(many, device=env.device)
-        summaries = torch.arange(self.slots, device=env.device)
-        slot = torch.arange(self.longest, device=env.device)
-        sees_summary = summaries < count[:, None]
-        sees_raw = slot < held.place[:, None]
-        tokens = self._run(
-            self.queries.expand(len(env), -1, -1),
-            torch.cat([held.summary_k, held.raw_k], dim=2),
-            torch.cat([held.summary_v, held.raw_v], dim=2),
-            torch.cat([summaries.expand(len(env), -1), count[:, None] + slot], dim=1),
-            torch.cat([sees_summary, sees_raw], dim=1),
-            (count + held.place)[:, None] + own,
-        )[0]
-        # Room for the new summary: all of the old one, or the oldest.
-        if self.replace:
-            shift = count
-        else:
-            shift = torch.where(count + many > self.slots, many, 0)
-        source = (summaries + shift[:, None]).clamp(max=self.slots - 1)
-        row = torch.arange(len(env), device=env.device)[:, None]
-        count = count - shift
-        old = [cache.transpose(1, 2)[row, source].transpose(1, 2) for cache in held[:2]]
-        _, k, v = self._run(
-            tokens,
-            old[0],
-            old[1],
-            summaries.expand(len(env), -1),
-            summaries < count[:, None],
-            count[:, None] + own,
-        )
-        target = summaries - count[:, None]  # [n, N]
-        written = ((target >= 0) & (target < many))[:, None, :, None, None]
-        target = target.clamp(0, many - 1)
-        caches = [
-            torch.where(written, new.transpose(1, 2)[row, target].transpose(1, 2), kept)
-            for new, kept in ((k, old[0]), (v, old[1]))
+        A round runs [S | x | q] after the past: the summary that the round before made, whose
+        keys are kept; a piece of a segment; and, where that completes it, the summary queries.
+        """
+        summary, raw = (part.index_select(0, plan.env) for part in (state.summary, state.raw))
+        past = self._past(summary, raw, plan.segment, plan.place, plan.slots)
+        pieces = x.flatten(0, 1).index_select(0, plan.input.clamp(max=x[..., 0].numel() - 1))
+        pieces = pieces.split([part.rows * part.width for part in plan.rounds])
+        ordinal, keys = past.ordinal, past.keys
+        outputs, after = [], []
+        answer = x.new_zeros(0)
+        for number, (n, width, finished, left) in enumerate(plan.rounds):
+            base = (plan.segment[:n] + number) * self.summary
+            seen, first, groups = self._kept(ordinal, base), base, []
+            if number:
+                groups = [self._summary(answer, base - self.summary)]
+                ordinal = torch.cat([ordinal, groups[0].position], dim=1)
+            else:
+                seen, first = torch.cat([seen, past.raw], dim=1), base + plan.place
+            unread = self.summary if number else 0
+            length = plan.length[:n, number]
+            offset = torch.arange(width, device=x.device)
+            piece = pieces[number].view(n, width, self.d_in)
+            groups.append(_Tokens(piece, first[:, None] + offset, offset < length[:, None]))
+            if left:
+                groups.append(self._queries(first + length))
+            tokens = _Tokens._make(torch.cat(part, dim=1) for part in zip(*groups, strict=True))
+            y, new = self._run(tokens, keys, seen, unread=unread)
+            outputs.append(y[:, :width].flatten(0, 1))
+            if finished:
+                rows = slice(left, left + finished)
+                held = [
+                    torch.cat([part[rows] for part in (*old, kv)], dim=1)
+                    for old, kv in zip(keys, new, strict=True)
+                ]
+                text = seen.shape[1] + unread  # where the keys of the piece begin
+                after.append(self._after(plan, number, rows, held, past.ordinal.shape[1], text))
+            answer, ordinal = y[:left, width:], ordinal[:left]
+            # Raw inputs go, and the chunk's oldest summary once no row can keep it any longer.
+            keys = [
+                [part[:left] for part in ((*old, kv[:, :unread]) if number else old[:1])]
+                for old, kv in zip(keys, new, strict=True)
+            ]
+            if len(keys[0]) > self.capacity:
+                keys = [[parts[0], *parts[2:]] for parts in keys]
+                at = past.ordinal.shape[1]
+                ordinal = torch.cat([ordinal[:, :at], ordinal[:, at + self.summary :]], dim=1)
+        return outputs, after
+
+    def _past(
+        self,
+        summary: Tensor,
+        raw: Tensor,
+        segment: Int[Tensor, " n"],
+        place: Int[Tensor, " n"],
+        slots: tuple[int, int],
+    ) -> _Past:
+        """Take out what rows of a state hold: at most `slots` segments' summaries and inputs."""
+        summary = summary[:, : slots[0] * self.summary]
+        raw = raw[:, : slots[1]]
+        ordinal = self._newest(segment * self.summary)[:, : summary.shape[1]]
+        filled = torch.arange(raw.shape[1], device=raw.device) < place[:, None]
+        cleaned = [
+            torch.where(held[..., None, None, None, None], part, 0.0).unbind(2)
+            for held, part in ((ordinal >= 0, summary), (filled, raw))
         ]
-        held = held._replace(
-            summary_k=caches[0],
-            summary_v=caches[1],
-            kept=count + many,
-            place=torch.zeros_like(held.place),
-            segment=held.segment + 1,
-        )
-        return _put(state, env, held)
+        return _Past([list(parts) for parts in zip(*cleaned, strict=True)], ordinal, filled)
+
+    def _newest(self, count: Int[Tensor, " n"]) -> Int[Tensor, "n N"]:
+        """Ordinal of the token in each slot of the ring after `count` tokens; negative: none."""
+        slot = torch.arange(self.slots, device=count.device)
+        newest = count[:, None] - 1
+        return newest - (newest - slot) % self.slots
+
+    def _kept(self, ordinal: Int[Tensor, "n K"], count: Int[Tensor, " n"]) -> Bool[Tensor, "n K"]:
+        """Which tokens are still kept when `count` have been made."""
+        return (ordinal >= 0) & (ordinal >= count[:, None] - self.slots)
+
+    def _summary(self, answer: Float[Tensor, "n m D"], position: Int[Tensor, " n"]) -> _Tokens:
+        """Put a summary at its position, to be encoded."""
+        position = position[:, None] + torch.arange(self.summary, device=position.device)
+        return _Tokens(answer, position, torch.ones_like(position, dtype=torch.bool))
+
+    def _queries(self, position: Int[Tensor, " n"]) -> _Tokens:
+        """Put the summary queries behind a segment that ends before `position`."""
+        return self._summary(self.queries.expand(len(position), -1, -1), position)
 
     def _run(
         self,
-        x: Float[Tensor, "n m D"],
-        past_k: Float[Tensor, "n L K H d"],
-        past_v: Float[Tensor, "n L K H d"],
-        past_positions: Int[Tensor, "n K"],
-        past_visible: Bool[Tensor, "n K"],
-        positions: Int[Tensor, "n m"],
-    ) -> tuple[Float[Tensor, "n m D"], Float[Tensor, "n L m H d"], Float[Tensor, "n L m H d"]]:
-        """Run tokens after a past, causally among themselves; return outputs, keys and values."""
+        tokens: _Tokens,
+        past: list[list[Tensor]],
+        seen: Bool[Tensor, "n K"],
+        *,
+        unread: int = 0,
+    ) -> tuple[Float[Tensor, "n R D"], list[Tensor]]:
+        """Run tokens after a past, causally among themselves.
+
+        Args:
+            tokens: Q of them.
+            past: Per layer, keys and values in parts that are K long together.
+            seen: Which of them the tokens see.
+            unread: Tokens at the front whose outputs are not needed, only their keys.
+
+        Returns:
+            Outputs of the others, and per layer the keys and values of all Q.
+        """
+        x, position, exists = tokens
         many = x.shape[1]
         causal = torch.ones(many, many, dtype=torch.bool, device=x.device).tril()
-        visible = torch.cat(
-            [past_visible[:, None].expand(-1, many, -1), causal.expand(len(x), -1, -1)], dim=-1
+        visible = torch.cat([seen[:, None].expand(-1, many, -1), exists[:, None] & causal], dim=-1)
+        turn = angles(position, self.d_in // self.heads, x.dtype)
+        new = []
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, RotaryLayer)
+            q, kv = layer.project(x, turn)
+            new.append(kv)
+            if number == len(self.layers) - 1:
+                x, q, visible = x[:, unread:], q[:, unread:], visible[:, unread:]
+            if x.shape[1]:
+                x = layer.finish(x, q, torch.cat([*past[number], kv], dim=1), visible)
+        return self.norm(x), new
+
+    def _after(
+        self, plan: Plan, number: int, rows: slice, keys: list[Tensor], old: int, text: int
+    ) -> MemoState:
+        """Collect the state of rows whose last round this was.
+
+        Args:
+            plan: How the chunk was read.
+            number: The round.
+            rows: Those rows.
+            keys: Their keys and values, per layer: `old` of summaries before the chunk, then
+                raw ones in round 0 or, later, summaries made in the chunk, then the piece.
+            old: See above.
+            text: Where the piece begins.
+        """
+        segment = plan.segment[rows]
+        before = (segment * self.summary)[:, None]
+        place = torch.zeros_like(segment) if number else plan.place[rows]
+        ordinal = self._newest((segment + number) * self.summary)
+        slot = torch.arange(self.slots, device=segment.device)
+        dropped = max(0, number - self.capacity) * self.summary
+        summary = torch.where(ordinal < before, slot, old + ordinal - before - dropped)
+        slot = torch.arange(self.lengths.longest, device=segment.device)
+        raw = torch.where(slot < place[:, None], old + slot, text + slot - place[:, None])
+        # Empty slots get whatever lies at the end.
+        source = torch.cat([summary, raw], dim=1).clamp(max=keys[0].shape[1] - 1)
+        row = torch.arange(len(source), device=source.device)[:, None]
+        held = torch.stack([kv[row, source] for kv in keys], dim=2)
+        place = place + plan.length[rows, number]
+        return MemoState(
+            held[:, : self.slots], held[:, self.slots :], place, segment + number, plan.seed[rows]
         )
-        all_positions = (positions, torch.cat([past_positions, positions], dim=1))
-        keys, values = [], []
-        for number, layer in enumerate(self._layers()):
-            q, k, v = layer.project(x)
-            keys.append(k)
-            values.append(v)
-            k = torch.cat([past_k[:, number], k], dim=1)
-            v = torch.cat([past_v[:, number], v], dim=1)
-            x = layer.finish(x, q, k, v, all_positions, visible)
-        return self.norm(x), torch.stack(keys, 1), torch.stack(values, 1)
-
-    def _layers(self) -> list[RotaryLayer]:
-        return list(self.layers)  # type: ignore[arg-type]
-
-
-def mix(value: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
-    """Scramble int64 integers; overflow wraps on every device (after Vigna's splitmix64)."""
-    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return value ^ ((value >> 31) & 0x1FFFFFFFF)
-
-
-def _next_start(start: Bool[Tensor, "T B"]) -> Int[Tensor, "T B"]:
-    """For every step the first start after it, or T."""
-    steps = len(start)
-    index = torch.arange(steps, device=start.device)[:, None]
-    at = torch.where(start, index, steps)
-    at = torch.cat([at[1:], at.new_full((1, start.shape[1]), steps)])
-    return at.flip(0).cummin(0).values.flip(0)
-
-
-def _take(state: MemoState, env: Tensor) -> MemoState:
-    return MemoState._make(leaf[env] for leaf in state)
-
-
-def _put(state: MemoState, env: Tensor, held: MemoState) -> MemoState:
-    return MemoState._make(
-        old.index_copy(0, env, new) for old, new in zip(state, held, strict=True)
-    )

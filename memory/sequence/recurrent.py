@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.base import SequenceMemory
 
 
@@ -90,7 +91,7 @@ def run_recurrent(
     hidden = tuple(torch.where(start[0, :, None], 0.0, part) for part in hidden)
     if len(start) == 1 or not bool(start[1:].any()):
         y, last = kernel(x, _to_kernel(tuple(part[None] for part in hidden)))
-        return y, tuple(part[0] for part in _from_kernel(last))
+        return y, tuple(part[0].to(hidden[0].dtype) for part in _from_kernel(last))
     packing = pack(start)
     entry = tuple(
         part.new_zeros(packing.runs, part.shape[-1]).index_put((packing.first,), part)[None]
@@ -102,7 +103,7 @@ def run_recurrent(
     packed = PackedSequence(rows[source], packing.batch_sizes)
     y_packed, last = kernel(packed, _to_kernel(entry))
     y = rearrange(y_packed.data[packing.position], "(B T) H -> T B H", T=len(start))
-    return y, tuple(part[0, packing.last] for part in _from_kernel(last))
+    return y, tuple(part[0, packing.last].to(hidden[0].dtype) for part in _from_kernel(last))
 
 
 def _to_kernel(hidden: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
@@ -126,7 +127,9 @@ class GRU(SequenceMemory[GRUState]):
 
     def __init__(self, d_in: int, d_out: int | None = None):
         super().__init__()
-        self.d_in, self.d_out = d_in, d_out or d_in
+        self.d_in, self.d_out = d_in, d_in if d_out is None else d_out
+        if self.d_out < 1:
+            raise InvalidValueError("d_out", d_out, "1 or more")
         self.kernel = nn.GRU(d_in, self.d_out)
 
     def initial_state(self, batch: int) -> GRUState:
@@ -154,7 +157,9 @@ class LSTM(SequenceMemory[LSTMState]):
 
     def __init__(self, d_in: int, d_out: int | None = None):
         super().__init__()
-        self.d_in, self.d_out = d_in, d_out or d_in
+        self.d_in, self.d_out = d_in, d_in if d_out is None else d_out
+        if self.d_out < 1:
+            raise InvalidValueError("d_out", d_out, "1 or more")
         self.kernel = nn.LSTM(d_in, self.d_out)
 
     def initial_state(self, batch: int) -> LSTMState:

@@ -38,7 +38,7 @@ class Window(SequenceMemory[WindowState]):
 
     def __init__(self, d_in: int, *, window: int = 32, heads: int = 4):
         super().__init__()
-        if d_in % heads:
+        if heads < 1 or d_in % heads:
             raise InvalidValueError("heads", heads, f"divisors of d_in = {d_in}")
         if window < 2:
             raise InvalidValueError("window", window, "2 or more (one input is no memory)")

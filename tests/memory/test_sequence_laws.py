@@ -284,3 +284,19 @@ def test_reset_empties_the_named_environments_only(name: str) -> None:
     y, _ = memory(x, memory.reset(state, mask), still)
     close(y[:, 1], expected, torch.float64)
     close(y[:, mask], fresh[:, mask], torch.float64)
+
+
+@everywhere
+@pytest.mark.parametrize("steps", [1, 20])
+def test_mixed_precision_leaves_the_state_as_precise_as_it_was(name: str, steps: int) -> None:
+    memory = build(name, torch.float32)
+    state = lived(memory, 3, torch.float32)
+    before = [(leaf.dtype, leaf.shape) for _, leaf in states.leaves(state)]
+    x, start = inputs(steps, 3, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = memory(x, state, start)
+        again, state = memory(x.bfloat16(), state, start)
+    assert [(leaf.dtype, leaf.shape) for _, leaf in states.leaves(state)] == before
+    if y.requires_grad:
+        (y.float().sum() + again.float().sum()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in memory.parameters())
