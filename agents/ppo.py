@@ -74,6 +74,9 @@ class PPOSettings:
         for name in ("learning_rate", "clip", "max_gradient"):
             if getattr(self, name) <= 0:
                 raise InvalidValueError(f"agent.{name}", getattr(self, name), "above 0")
+        for name in ("final_learning_rate", "entropy", "final_entropy", "value"):
+            if (getattr(self, name) or 0) < 0:
+                raise InvalidValueError(f"agent.{name}", getattr(self, name), "0 or more")
 
 
 class Batch(NamedTuple):
@@ -107,6 +110,12 @@ class PPO:
         self.optimizer = torch.optim.Adam(
             policy.parameters(), lr=settings.learning_rate, eps=1e-5, fused=True
         )
+        for parameter in policy.parameters():  # so that every checkpoint has the same tensors
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
         self.generator = torch.Generator(device).manual_seed(derive(seed, "learn"))
         self.evaluate: Any = torch.compile(policy) if settings.compile else policy
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from engram.agents import checkpoint
 from engram.agents.ppo import PPO, PPOSettings
 from engram.agents.rollout import Collector, Cursor, map_inputs
+from engram.agents.seeds import derive
 from engram.envs.vector import BatchedEnv, Stream
-from engram.kernels.errors import DataError
+from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
 from engram.policies.actor_critic import ActorCritic, Inputs
 
@@ -38,7 +39,9 @@ class Training:
         seed: int,
         budget: int,
     ):
-        self.stream, self.policy, self.budget = stream, policy, budget
+        if budget < 1:
+            raise InvalidValueError("budget", budget, "1 or more")
+        self.stream, self.policy, self.seed, self.budget = stream, policy, seed, budget
         self.learner = PPO(policy, settings, seed=seed)
         self.collector = Collector(stream, policy, seed=seed)
         self.steps = 0
@@ -85,21 +88,11 @@ class Training:
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write everything that decides how the run goes on.
 
-        An environment that cannot be copied (a simulator outside engram) is left out.
+        Where the environment cannot be copied (a simulator outside engram), it is left out, and
+        with it the memory of its episodes.
         """
-        cursor = self.collector.cursor
-        tensors = {f"policy.{k}": v for k, v in self.policy.state_dict().items()}
-        for index, moments in self.learner.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
-        tensors |= {f"memory.{k}": v for k, v in states.flatten(cursor.state).items()}
-        tensors |= _named_inputs(cursor.inputs)
-        tensors["cursor.score"] = cursor.score
-        tensors["random.act"] = self.collector.generator.get_state()
-        tensors["random.learn"] = self.learner.generator.get_state()
-        if isinstance(self.stream.env, BatchedEnv):
-            tensors |= {f"env.{k}": v for k, v in self.stream.env.save().items()}
         facts = {**facts, "steps": self.steps, "seconds": self.seconds}
-        checkpoint.write(path, tensors, facts)
+        checkpoint.write(path, self._tensors(), facts)
 
     def load(self, path: Path) -> None:
         """Continue exactly where `save` left off.
@@ -108,25 +101,46 @@ class Training:
         memory; weights, optimiser, random states and step count continue all the same.
 
         Raises:
-            DataError: If the file is damaged or belongs to another policy or environment.
+            DataError: If the file is damaged or belongs to another policy or environment; the run
+                then stays as it was.
         """
         tensors, facts = checkpoint.read(path, self.stream.device)
-        checkpoint.load_module(self.policy, checkpoint.part(tensors, "policy"), path)
+        checkpoint.check(tensors, self._tensors(), path)
+        for name, kind in (("steps", int), ("seconds", float)):
+            if not isinstance(facts.get(name), kind):
+                raise DataError(
+                    f"checkpoint {path}: {name} is {facts.get(name)!r}; allowed: {kind}"
+                )
+        self.steps, self.seconds = facts["steps"], facts["seconds"]
+        self.policy.load_state_dict(checkpoint.part(tensors, "policy"))
         self._load_optimizer(checkpoint.part(tensors, "optimizer"))
         self.collector.generator.set_state(tensors["random.act"].cpu())
         self.learner.generator.set_state(tensors["random.learn"].cpu())
-        self.steps, self.seconds = int(facts["steps"]), float(facts["seconds"])
         if not isinstance(self.stream.env, BatchedEnv):
+            # Not the seed of the beginning: its episodes have been seen.
+            self.collector.begin(derive(self.seed, f"worlds after {self.steps} steps"))
             return
         self.stream.env.load(checkpoint.part(tensors, "env"))
         here = self.collector.cursor
-        try:
-            state = states.unflatten(checkpoint.part(tensors, "memory"), here.state)
-        except (KeyError, ValueError) as error:
-            raise DataError(f"checkpoint {path}: memory state {error}") from error
+        state = states.unflatten(checkpoint.part(tensors, "memory"), here.state)
         named = iter(_named_inputs(here.inputs))
         inputs = map_inputs(here.inputs, lambda _: tensors[next(named)])
         self.collector.cursor = Cursor(inputs, state, tensors["cursor.score"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Name every tensor that a checkpoint holds."""
+        tensors = {f"policy.{k}": v for k, v in self.policy.state_dict().items()}
+        for index, moments in self.learner.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
+        tensors["random.act"] = self.collector.generator.get_state()
+        tensors["random.learn"] = self.learner.generator.get_state()
+        if isinstance(self.stream.env, BatchedEnv):
+            cursor = self.collector.cursor
+            tensors |= {f"memory.{k}": v for k, v in states.flatten(cursor.state).items()}
+            tensors |= _named_inputs(cursor.inputs)
+            tensors["cursor.score"] = cursor.score
+            tensors |= {f"env.{k}": v for k, v in self.stream.env.save().items()}
+        return tensors
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}

@@ -75,6 +75,7 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
     out = tree["out"]
     default = Path("runs") / (f"compare-{env}" if several else f"{env}-{names[0]}")
     device = parse_device(tree["device"])
+    _whole("threads", tree["threads"])
     return Settings(
         tree=tree,
         env=env,

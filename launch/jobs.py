@@ -52,6 +52,7 @@ def _run_here(
     jobs: list[Job], stopping: threading.Event, advance: Callable[[Job, Report], None]
 ) -> bool:
     for job in jobs:
+        torch.set_num_threads(int(job.tree["threads"]))
         result = run_job(job, report=lambda r, j=job: advance(j, r), stopping=stopping.is_set)
         if result is None:
             return False
@@ -64,11 +65,10 @@ def _run_in_workers(
     """Hand jobs to worker processes, one pipe each: a worker that dies blocks nobody's lock."""
     # spawn: a fork would copy a torch that has already started threads
     context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // workers)
     crew: dict[Any, BaseProcess] = {}
     for _ in range(workers):
         here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, threads), daemon=True)
+        process = context.Process(target=_work, args=(there,), daemon=True)
         process.start()
         there.close()
         crew[here] = process
@@ -109,14 +109,14 @@ def _run_in_workers(
     return finished == len(jobs)
 
 
-def _work(pipe: Any, threads: int) -> None:
+def _work(pipe: Any) -> None:
     """Run jobs until there are none; SIGTERM ends the running one with a checkpoint."""
     stopping = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to every process at once
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
-    torch.set_num_threads(threads)
     pipe.send(("ready", None))
     while (job := pipe.recv()) is not None:
+        torch.set_num_threads(int(job.tree["threads"]))
         try:
             result = run_job(
                 job, report=lambda r: pipe.send(("report", r)), stopping=stopping.is_set

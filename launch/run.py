@@ -17,7 +17,17 @@ from engram.launch.build import EVALUATION_SEED, build_agent, build_stream, buil
 from engram.launch.config import UsageError
 from engram.launch.evaluation import Evaluation, as_json, evaluate
 
-FREE = {"budget", "seeds", "device", "out", "resume", "workers", "memories", "checkpoint_seconds"}
+FREE = {
+    "threads",
+    "budget",
+    "seeds",
+    "device",
+    "out",
+    "resume",
+    "workers",
+    "memories",
+    "checkpoint_seconds",
+}
 """Keys that may change between a run and its continuation."""
 
 
