@@ -70,7 +70,7 @@ def _checksum(tensors: dict[str, Tensor]) -> int:
     """CRC-32 of all bytes; safetensors checks lengths only."""
     total = 0
     for name in sorted(tensors):
-        content = memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        content = tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes()
         total = zlib.crc32(content, zlib.crc32(name.encode(), total))
     return total
 
