@@ -1,7 +1,9 @@
 """What a step of HCAM costs when the memory is long, and that it never grows."""
 
+import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -102,35 +104,39 @@ def costs(rounds: int) -> list[Row]:
     ]
 
 
-def growth() -> list[Row]:
-    """Take many steps and see whether the state or the process has grown."""
+@torch.no_grad()
+def growth(threads: int) -> list[Row]:
+    """Take many steps and see whether the state or the process has grown.
+
+    Run this in a process of its own: memory that others have freed would hide growth.
+    """
+    torch.set_num_threads(threads)
     memory = hcam(LONG)
     state = memory.initial_state(1)
     start = torch.zeros(1, dtype=torch.bool)
-    before, sizes, held = nbytes(state), set(), {}
+    before, sizes, held = nbytes(state), [], []
     began = time.perf_counter()
     for step in range(1, MANY + 1):
         _, state = memory.step(torch.randn(1, WIDTH), state, start)
         if step % (MANY // 10) == 0:
-            sizes.add(nbytes(state))
-            held[step] = resident()
+            sizes.append(nbytes(state))
+            held.append(resident())
     seconds = time.perf_counter() - began
     # Untouched pages of a fresh state occupy nothing, so the process grows until the ring is full.
-    first, last = held[MANY // 10], held[MANY]
-    largest = max(sizes)
+    first, last = held[0], max(held[1:])
     return [
         compared(
-            f"HCAM state after {MANY:,} steps [bytes]",
-            f"{largest:,}",
+            f"HCAM state, largest in {MANY:,} steps [bytes]",
+            f"{max(sizes):,}",
             f"before the first {before:,}",
-            (largest / before, largest / before),
+            (max(sizes) / before, None),
             Limit("≤", 1),
         ),
         compared(
-            f"resident memory after {MANY:,} steps [MB] ({seconds:.0f} s)",
+            f"resident memory, largest up to step {MANY:,} [MB] ({seconds:.0f} s)",
             f"{last:.1f}",
             f"after {MANY // 10:,} {first:.1f}",
-            (last / first, last / first),
+            (last / first, None),
             Limit("≤", 1.01),
         ),
     ]
@@ -139,4 +145,6 @@ def growth() -> list[Row]:
 @torch.no_grad()
 def rows(rounds: int) -> list[Row]:
     """Measure the cost of a step, then growth."""
-    return costs(rounds) + growth()
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh) as process:
+        return costs(rounds) + process.submit(growth, torch.get_num_threads()).result()

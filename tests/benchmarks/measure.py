@@ -41,7 +41,7 @@ class Row(NamedTuple):
     measured: str
     peer: str
     ratio: float | None
-    """Measured over peer by the clock, or the other way round where `quantity` says so."""
+    """By the clock: how many times as fast (target `≥`), or as costly (target `≤`), as the peer."""
     cpu_ratio: float | None
     """The same by processor time, which other work on the machine disturbs less."""
     target: str
@@ -50,9 +50,13 @@ class Row(NamedTuple):
 
 
 def compared(
-    quantity: str, measured: str, peer: str, ratios: tuple[float, float], limit: Limit
+    quantity: str,
+    measured: str,
+    peer: str,
+    ratios: tuple[float, float | None],
+    limit: Limit,
 ) -> Row:
-    """Judge a ratio, given by the clock and by processor time."""
+    """Judge a ratio, given by the clock and, for times, by processor time."""
     return Row(quantity, measured, peer, *ratios, str(limit), limit.holds(ratios[0]))
 
 
