@@ -1,6 +1,5 @@
 """`engram train` and `engram compare`: run memories, then write one table and one figure."""
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -9,9 +8,10 @@ from rich.table import Table
 
 from engram.launch import results
 from engram.launch.config import Settings, compose_settings, tree_for
+from engram.launch.files import write, write_json
 from engram.launch.jobs import run_jobs
-from engram.launch.report import draw, write_report
-from engram.launch.run import Job, write_json
+from engram.launch.report import draw, report_page
+from engram.launch.run import Job
 
 
 def compare(arguments: list[str], console: Console, *, several: bool) -> int:
@@ -60,12 +60,12 @@ def report(settings: Settings, trees: dict[str, dict[str, Any]], console: Consol
     header, cells = results.table(found)
     title = f"engram: {settings.env}"
     png = draw(title, found, results.curves(out, settings.memories, settings.seeds))
-    _write(out / "figure.png", png)
-    _write(out / "table.md", results.markdown(header, cells).encode())
+    write(out / "figure.png", png)
+    write(out / "table.md", results.markdown(header, cells))
     write_json(out / "results.json", results.plain(found))
     config = OmegaConf.to_yaml(OmegaConf.create(trees))
-    _write(out / "config.yaml", config.encode())
-    write_report(out / "report.html", title, png, header, cells, config)
+    write(out / "config.yaml", config)
+    write(out / "report.html", report_page(title, png, header, cells, config))
     show(header, cells, console, title)
     console.print(f"Report: {out / 'report.html'}")
 
@@ -78,9 +78,3 @@ def show(header: list[str], cells: list[list[str]], console: Console, title: str
     for line in cells:
         table.add_row(*line)
     console.print(table)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-from pathlib import Path
 
 import numpy as np
 
@@ -93,13 +92,12 @@ def thin(curve: Curve, points: int) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def write_report(
-    path: Path, title: str, png: bytes, header: list[str], cells: list[list[str]], config: str
-) -> None:
-    """Write the HTML report: figure, table and configuration, all inside one file.
+def report_page(
+    title: str, png: bytes, header: list[str], cells: list[list[str]], config: str
+) -> str:
+    """Return the HTML report: figure, table and configuration, all inside one file.
 
     Args:
-        path: The file.
         title: Its heading.
         png: The figure.
         header: Of the table.
@@ -111,7 +109,7 @@ def write_report(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
         for line in cells
     )
-    page = f"""<!doctype html>
+    return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{STYLE}</style></head><body>
 <h1>{html.escape(title)}</h1>
@@ -127,9 +125,6 @@ of the training return, band from the least to the greatest seed.</p>
 <pre>{html.escape(config)}</pre>
 </body></html>
 """
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _base64(data: bytes) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engram.launch.evaluation import interval
-from engram.launch.run import read_json
+from engram.launch.files import read_json
 
 
 class Row(NamedTuple):

@@ -12,10 +12,10 @@ import torch
 
 from engram.agents import checkpoint
 from engram.agents.training import Report, Training
-from engram.kernels.errors import DataError
 from engram.launch.build import EVALUATION_SEED, build_agent, build_stream, build_training
 from engram.launch.config import UsageError
 from engram.launch.evaluation import Evaluation, as_json, evaluate
+from engram.launch.files import read_json, write, write_json
 
 FREE = {
     "threads",
@@ -171,7 +171,6 @@ def _claim(job: Job) -> None:
                     f"resume: {key} is {job.tree.get(key)!r}; allowed: as the run in "
                     f"{job.folder} began, {theirs['tree'].get(key)!r}"
                 )
-    job.folder.mkdir(parents=True, exist_ok=True)
     write_json(path, mine)
 
 
@@ -187,31 +186,8 @@ def _forget_after(metrics: Path, steps: int) -> None:
             break  # the line that was being written when the run was killed
         if row["steps"] <= steps:
             kept.append(line + "\n")
-    temporary = metrics.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(metrics)
+    write(metrics, "".join(kept))
 
 
 def _finite(report: Report) -> dict[str, float | int | None]:
     return {name: value if math.isfinite(value) else None for name, value in report.items()}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file to a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DataError: If it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; allowed: the folder of a run") from None
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from None

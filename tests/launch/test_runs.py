@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from engram.launch.files import read_json
 from engram.launch.main import main
-from engram.launch.run import read_json
 
 QUICK = ["env=chain_bit", "env.length=6", "agent.rollout=16", "agent.chunk=8", "num_envs=8"]
 QUICK += ["evaluation.episodes=16", "evaluation.num_envs=8", "policy.width=16", "device=cpu"]
