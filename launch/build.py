@@ -1,6 +1,8 @@
 """Builds environments, policies and training runs from a composed configuration."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,7 +53,8 @@ def build_agent(tree: dict[str, Any], stream: Stream, seed: int) -> ActorCritic:
             **tree["policy"],
         )
 
-    return build_policy(seed, make).to(stream.device)
+    with _plain_errors(tree["memory"]["_target_"]):
+        return build_policy(seed, make).to(stream.device)
 
 
 def build_training(
@@ -69,12 +72,19 @@ def build_training(
 
 def _instantiate(settings: dict[str, Any], **more: Any) -> Any:
     """Call Hydra's instantiate, and hand on the error that says what is wrong."""
-    try:
+    with _plain_errors(settings["_target_"]):
         return instantiate(settings, **more)
-    except InstantiationException as error:
-        cause = error.__cause__
+
+
+@contextmanager
+def _plain_errors(target: str) -> Iterator[None]:
+    """Turn Hydra's wrapping of a wrong setting into one line that names it."""
+    try:
+        yield
+    except (InstantiationException, TypeError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, EngramError):
             raise cause from None
         if isinstance(cause, TypeError | ValueError):
-            raise EngramError(f"{settings['_target_']}: {cause}") from cause
+            raise EngramError(" ".join(f"{target}: {cause}".split())) from cause
         raise

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import engram.configs
@@ -64,14 +64,14 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
     Raises:
         EngramError: On the first thing that is wrong, in one line.
     """
-    memories, rest, chosen = _split_memories(arguments, several=several)
+    memories, rest = _split_memories(arguments, several=several)
     _check_keys(rest, [f"memory={memories[0]}"] if memories else [])
-    tree = compose_tree([*rest, f"memory={memories[0]}"] if memories else rest)
-    names = memories or (list(tree["memories"]) if several else ["gru"])
+    tree, chosen = _compose([*rest, f"memory={memories[0]}"] if memories else rest)
+    names = memories or (list(tree["memories"]) if several else [chosen["memory"]])
     for name in names:
         if name not in choices("memory"):
             raise unknown("memory", str(name), choices("memory"))
-    env = chosen.get("env") or _env_of(tree)
+    env = chosen["env"]
     out = tree["out"]
     default = Path("runs") / (f"compare-{env}" if several else f"{env}-{names[0]}")
     device = parse_device(tree["device"])
@@ -91,25 +91,20 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
 
 def tree_for(arguments: list[str], memory: str) -> dict[str, Any]:
     """Compose the configuration of one memory of a comparison."""
-    _, rest, _ = _split_memories(arguments, several=True)
+    _, rest = _split_memories(arguments, several=True)
     return compose_tree([*rest, f"memory={memory}"])
 
 
-def _split_memories(
-    arguments: list[str], *, several: bool
-) -> tuple[list[str], list[str], dict[str, str]]:
-    """Take the memory names out of the arguments; also return which groups were chosen."""
+def _split_memories(arguments: list[str], *, several: bool) -> tuple[list[str], list[str]]:
+    """Take the memory names out of the arguments."""
     memories: list[str] = []
     rest: list[str] = []
-    chosen: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not key:
             raise UsageError(f"argument {argument!r} is not of the form key=value")
         if key in GROUPS and key != "memory" and value not in choices(key):
             raise unknown(key, value, choices(key))
-        if key in GROUPS:
-            chosen[key] = value
         if key != "memory":
             rest.append(argument)
             continue
@@ -120,7 +115,7 @@ def _split_memories(
             if name not in choices("memory"):
                 raise unknown("memory", name, choices("memory"))
         memories = names
-    return memories, rest, chosen
+    return memories, rest
 
 
 def _check_keys(arguments: list[str], memory: list[str]) -> None:
@@ -146,24 +141,24 @@ def _check_keys(arguments: list[str], memory: list[str]) -> None:
 
 def compose_tree(overrides: list[str]) -> dict[str, Any]:
     """Compose `train.yaml` with Hydra; return the resolved tree."""
+    return _compose(overrides)[0]
+
+
+def _compose(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the resolved tree, and which file of each group it took."""
     GlobalHydra.instance().clear()
     try:
         OverridesParser.create().parse_overrides(overrides=overrides)
         with initialize_config_module("engram.configs", version_base="1.3"):
-            config: DictConfig = compose("train", overrides)
+            config = compose("train", overrides, return_hydra_config=True)
+        chosen = {str(group): str(name) for group, name in config.hydra.runtime.choices.items()}
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
         resolved = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(" ".join(str(error).split())) from error
     assert isinstance(resolved, dict)
-    return resolved  # type: ignore[return-value]
-
-
-def _env_of(tree: dict[str, Any]) -> str:
-    """Name the environment by the file that has its target."""
-    for name in choices("env"):
-        if compose_tree([f"env={name}"])["env"]["_target_"] == tree["env"]["_target_"]:
-            return name
-    return str(tree["env"]["_target_"]).rsplit(".", 1)[-1].lower()
+    return resolved, chosen  # type: ignore[return-value]
 
 
 def _whole(name: str, seen: Any) -> int:

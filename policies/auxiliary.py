@@ -17,12 +17,17 @@ from torch import Tensor, nn
 from engram.kernels.errors import InvalidValueError
 from engram.policies.encoders import SYMBOLS, flatten_tail
 
+SAMPLE = 64
+"""Entries of a grid of symbols that one loss looks at: a grid has hundreds, each with many
+logits, and a random share of them has the same mean at a fraction of the cost."""
+
 
 class Decoder(nn.Module):
     """Predicts an observation; integers by cross-entropy, binary numbers by logistic loss.
 
     Other numbers are regressed by squared error, 8-bit images on the scale 0 … 1. The loss of a
-    Dict is the mean of its parts' losses, that of an array the mean over its entries.
+    Dict is the mean of its parts' losses, that of an array the mean over its entries (of an array
+    of symbols, over `SAMPLE` of them, drawn anew for every call and the same for the whole batch).
 
     Args:
         space: What is predicted.
@@ -52,26 +57,47 @@ class Decoder(nn.Module):
         outputs = self.entries * (self.classes if self.classes > 2 else 1)
         self.out = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, outputs))
 
-    def forward(self, code: Float[Tensor, "n D"], target: Any) -> Float[Tensor, " n"]:
-        """Return the loss of each prediction."""
+    def forward(
+        self,
+        code: Float[Tensor, "n D"],
+        target: Any,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " n"]:
+        """Return the loss of each prediction; `generator` draws the entries of a sample."""
         if isinstance(self.space, spaces.Dict):
             parts = zip(self.space, self.parts, strict=True)
-            losses = [part(code, target[name]) for name, part in parts]
+            losses = [part(code, target[name], generator) for name, part in parts]
             return torch.stack(losses).mean(0)
         if isinstance(self.space, spaces.Discrete | spaces.MultiDiscrete):
             target = target - torch.as_tensor(self.space.start, device=target.device)
         target = flatten_tail(target, self.axes)
+        if self.classes > 2:
+            return self._symbols(code, target.long(), generator)
         guess = self.out(code).float()
         if self.classes == 1:
             image = isinstance(self.space, spaces.Box) and self.space.dtype == np.uint8
             scaled = target.float() / 255 if image else target.float()
             return (guess - scaled).square().mean(-1)
-        if self.classes == 2:
-            # The same layer serves Discrete(2) and arrays of 0 and 1.
-            loss = F.binary_cross_entropy_with_logits(guess, target.float(), reduction="none")
-            return loss.mean(-1)
-        logits = guess.unflatten(-1, (self.entries, self.classes))
-        loss = F.cross_entropy(logits.flatten(0, 1), target.long().flatten(), reduction="none")
+        # The same layer serves Discrete(2) and arrays of 0 and 1.
+        loss = F.binary_cross_entropy_with_logits(guess, target.float(), reduction="none")
+        return loss.mean(-1)
+
+    def _symbols(
+        self, code: Tensor, target: Tensor, generator: torch.Generator | None
+    ) -> Float[Tensor, " n"]:
+        """Cross-entropy over the entries, or over a sample of them."""
+        last = self.out[-1]
+        assert isinstance(last, nn.Linear)
+        weight = last.weight.unflatten(0, (self.entries, self.classes))
+        bias = last.bias.unflatten(0, (self.entries, self.classes))
+        if self.entries > SAMPLE:
+            order = torch.randperm(self.entries, generator=generator, device=code.device)
+            drawn = order[:SAMPLE]
+            weight, bias, target = weight[drawn], bias[drawn], target[:, drawn]
+        hidden = self.out[:-1](code)
+        logits = F.linear(hidden, weight.flatten(0, 1), bias.flatten()).float()
+        logits = logits.unflatten(-1, bias.shape)
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
         return loss.unflatten(0, target.shape).mean(-1)
 
 
@@ -153,17 +179,17 @@ class Auxiliary(nn.Module):
             start: Where scopes begin.
             ended: Whether a_t ended an episode, so that o_{t+1} is no consequence of it; a scope
                 may hold several episodes.
-            generator: For δ.
+            generator: For δ, and for the entries of large grids.
         """
         losses = {}
         steps = len(start)
         if self.weights["reconstruct"]:
-            each = self.reconstruct(features.flatten(0, 1), _map(observation, _merge))
+            each = self.reconstruct(features.flatten(0, 1), _map(observation, _merge), generator)
             losses["reconstruct"] = self.weights["reconstruct"] * each.mean()
         if self.weights["predict"] and steps > 1:
             code = torch.cat([features, action], -1)[:-1]
             later = _map(observation, lambda part: _merge(part[1:]))
-            each = self.predict(code.flatten(0, 1), later)
+            each = self.predict(code.flatten(0, 1), later, generator)
             follows = ~(start[1:] | ended[:-1])
             losses["predict"] = self.weights["predict"] * _mean(each, follows.flatten())
         if self.weights["recall"] and steps > 1:
@@ -176,7 +202,7 @@ class Auxiliary(nn.Module):
             row = torch.arange(start.shape[1], device=start.device)
             past = _map(observation, lambda part: _merge(part[index - delay, row]))
             code = torch.cat([features, self.delay(delay)], -1)
-            each = self.recall(code.flatten(0, 1), past)
+            each = self.recall(code.flatten(0, 1), past, generator)
             losses["recall"] = self.weights["recall"] * _mean(each, room.flatten() > 0)
         return losses
 

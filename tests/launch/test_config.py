@@ -41,6 +41,29 @@ def test_a_wrong_argument_is_named_with_the_choices(argument: str) -> None:
         assert part in message
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["memory=hcam", "memory.layer.heads=7"],
+        ["memory=hcam", "memory.layer.chunk=wide"],
+        ["memory=memo", "memory.segment=0"],
+        ["env.decks=0"],
+        ["env=ballet", "env.dances=nine"],
+        ["agent.chunk=7"],
+        ["agent.clip=-1"],
+        ["policy.auxiliary.predict=-1"],
+    ],
+    ids=" ".join,
+)
+def test_a_value_that_cannot_work_stops_with_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: object
+) -> None:
+    assert main(["train", *arguments, "seeds=1", "budget=64", f"out={tmp_path}/x"]) == 2
+    error = capsys.readouterr().err
+    seen = arguments[-1].partition("=")[2]
+    assert error.count("\n") == 1 and seen in error
+
+
 @pytest.mark.parametrize("argument", WRONG)
 def test_main_prints_one_line_and_exits_with_2(
     argument: str, capsys: pytest.CaptureFixture[str], tmp_path: object
@@ -88,4 +111,6 @@ def test_a_preset_sets_what_the_run_has_defaults_for() -> None:
     settings = compose_settings(["preset=demo"], several=True)
     assert settings.env == "repeat_first" and settings.memories == ["none", "gru", "hcam", "memo"]
     assert settings.tree["agent"]["discount"] < 0.99
+    assert compose_settings(["preset=ballet"], several=False).memories == ["hcam"]
+    assert compose_settings(["preset=ballet"], several=False).env == "ballet"
     assert compose_settings(["preset=demo", "budget=7"], several=True).budget == 7
