@@ -166,6 +166,6 @@ def _named_inputs(inputs: Inputs) -> dict[str, Tensor]:
 
 def build_policy(seed: int, make: Any) -> Any:
     """Build a policy whose initial weights follow from `seed` alone; global state is restored."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the host
+        torch.default_generator.manual_seed(seed)
         return make()

@@ -81,7 +81,7 @@ def test_a_bandit_is_learnt(space: gymnasium.Space[Any], goal: float) -> None:
     env = Bandit(128, space)
     learner, collector = build(settings, env, memory=lambda width: Block(NoMemory(width)), width=32)
     scores = []
-    for _ in range(80):
+    for _ in range(60):
         rollout = collector.collect(4, chunk=4)
         learner.update(rollout, progress=0.0)
         scores.append(float(rollout.scores.nanmean()))
