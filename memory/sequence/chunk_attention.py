@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.attention import MASKED, sinusoid
 
-BLOCK = 4096
-"""Queries whose chosen chunks are gathered at a time: bounds memory, not the result."""
+BLOCK = 2**19
+"""Numbers gathered at a time on a CPU: what stays in its cache. Bounds memory, not the result."""
+BLOCK_ON_DEVICE = 2**26
+"""Likewise on a GPU, which wants fewer and larger pieces."""
 
 
 class ChunkAttention(nn.Module):
@@ -188,7 +190,7 @@ class _BlockwiseRead(torch.autograd.Function):
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         ctx.autocast = {"device_type": device, "dtype": dtype, "enabled": enabled}
         parts = []
-        for block in _blocks(q):
+        for block in _blocks(index, contents):
             chosen = gather_chunks(contents, index[:, block], relevance[:, block] > 0)
             parts.append(read_chunks(q[:, block], relevance[:, block], chosen))
         return torch.cat(parts, dim=1)
@@ -197,7 +199,7 @@ class _BlockwiseRead(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, relevance, index, contents = ctx.saved_tensors
         to_q, to_relevance = [], []
-        for block in _blocks(q):
+        for block in _blocks(index, contents):
             seen = relevance[:, block] > 0
             chosen = gather_chunks(contents, index[:, block], seen)
             # The backward pass runs outside the autocast that the forward pass ran in.
@@ -210,7 +212,9 @@ class _BlockwiseRead(torch.autograd.Function):
         return torch.cat(to_q, dim=1), torch.cat(to_relevance, dim=1), None, None
 
 
-def _blocks(q: Tensor) -> list[slice]:
-    """Slices of the query axis with about BLOCK queries over all environments."""
-    size = max(1, BLOCK // q.shape[0])
-    return [slice(first, first + size) for first in range(0, q.shape[1], size)]
+def _blocks(index: Tensor, contents: Tensor) -> list[slice]:
+    """Slices of the query axis whose chosen chunks hold about BLOCK numbers, all environments."""
+    batch, queries, chosen = index.shape
+    budget = BLOCK if index.device.type == "cpu" else BLOCK_ON_DEVICE
+    size = max(1, budget // (batch * chosen * contents.shape[2] * contents.shape[3]))
+    return [slice(first, first + size) for first in range(0, queries, size)]
