@@ -29,10 +29,13 @@ class NoMemory(SequenceMemory[NoState]):
     def __init__(self, d_in: int):
         super().__init__()
         self.d_in = self.d_out = d_in
+        # Without parameters, this alone tells the device that the module was moved to.
+        self.anchor: Tensor
+        self.register_buffer("anchor", torch.empty(0), persistent=False)
 
     def initial_state(self, batch: int) -> NoState:
         """Return the state that is no state."""
-        return NoState(torch.zeros(batch, 0))
+        return NoState(self.anchor.new_zeros(batch, 0))
 
     def forward(
         self, x: Float[Tensor, "T B D"], state: NoState, start: Bool[Tensor, "T B"]

@@ -1,5 +1,6 @@
 """GRU and LSTM: fused kernels over whole chunks, whatever episodes begin inside them."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.base import SequenceMemory
+
+
+MOST_CUTS = 6
+"""Segments up to which a chunk is cut in time rather than packed: environments that start together
+need few cuts, and the plain kernel is faster than the packed one."""
 
 
 class GRUState(NamedTuple):

@@ -136,6 +136,19 @@ def test_splitting_time_changes_nothing(name: str, dtype: torch.dtype) -> None:
 
 
 @everywhere
+def test_starts_in_step_are_starts_all_the_same(name: str) -> None:
+    memory = build(name)
+    state = lived(memory, 4, torch.float64)
+    x, start = torch.randn(40, 4, D, dtype=torch.float64), torch.zeros(40, 4, dtype=torch.bool)
+    start[[0, 11, 12, 30]] = True
+    start[20, 1:3] = True
+    whole, after = memory(x, states.snapshot(state), start)
+    stepped, after_steps = step_through(memory, x, state, start)
+    close(whole, stepped, torch.float64)
+    close(memory(x, after, start)[0], memory(x, after_steps, start)[0], torch.float64)
+
+
+@everywhere
 def test_gradients_do_not_depend_on_how_time_is_split(name: str) -> None:
     memory = build(name)
     state = lived(memory, 4, torch.float64)
@@ -300,3 +313,11 @@ def test_mixed_precision_leaves_the_state_as_precise_as_it_was(name: str, steps:
     if y.requires_grad:
         (y.float().sum() + again.float().sum()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in memory.parameters())
+
+
+@everywhere
+def test_the_initial_state_follows_the_memory_to_its_device_and_precision(name: str) -> None:
+    memory = build(name, torch.float64).to("meta")
+    leaves = [leaf for _, leaf in states.leaves(memory.initial_state(2))]
+    assert {leaf.device.type for leaf in leaves} == {"meta"}
+    assert {leaf.dtype for leaf in leaves} <= {torch.float64, torch.int64}
