@@ -16,6 +16,10 @@ BLOCK_ON_DEVICE = 2**26
 """Likewise on a GPU, which wants fewer and larger pieces."""
 
 
+TIE = 1e-5
+"""By how much of its score a chunk ranks lower for every chunk that is newer than it."""
+
+
 class ChunkAttention(nn.Module):
     """The attention of HCAM (Lampinen et al. 2021, arXiv 2105.14039, section 3).
 
@@ -90,7 +94,8 @@ class ChunkAttention(nn.Module):
             x: Queries.
             keys: Chunk summaries; rows that no query sees may hold anything.
             visible: Which chunks each query may read.
-            age: Chunks completed after each one, where ages are scored.
+            age: Chunks completed after each one; it settles ties, and takes part in the score
+                where ages do.
 
         Returns:
             The indices of the kept chunks and their relevance, zero where not visible.
@@ -106,7 +111,13 @@ class ChunkAttention(nn.Module):
             by_age = query @ self.age.t()  # [B, Q, ages]
             logits = logits + by_age.gather(-1, age.clamp(0, len(self.age) - 1))
         logits = torch.where(visible, logits * query.shape[-1] ** -0.5, MASKED)
-        best, index = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1)
+        rank = logits.detach()
+        if age is not None:
+            # Chunks that hold the same inputs in another order have equal summaries but for
+            # rounding, which differs between a step and a sequence: the newer one wins.
+            rank = rank - TIE * (1 + rank.abs()) * age
+        index = rank.topk(min(self.top_k, logits.shape[-1]), dim=-1).indices
+        best = logits.gather(-1, index)
         seen = visible.gather(-1, index)
         relevance = torch.where(seen, best.softmax(-1), 0.0)
         return index, relevance
@@ -143,13 +154,15 @@ class ChunkAttention(nn.Module):
             contents: Stored steps, the position code already added.
             keys: Chunk summaries, without it.
             visible: Which chunks each query may read.
-            age: Chunks completed after each one, where ages are scored.
+            age: Chunks completed after each one, as `choose` takes them.
         """
         index, relevance = self.choose(x, keys, visible, age)
         if x.shape[1] == 1:
             chosen = gather_chunks(contents, index, relevance > 0)
             read = read_chunks(self.heads_query(x), relevance, chosen)
         else:
+            # Cleaned once, not in every gathered copy: zero times NaN is not zero.
+            contents = torch.where(visible.any(1)[..., None, None], contents, 0.0)
             read = _BlockwiseRead.apply(self.heads_query(x), relevance, index, contents)
         return self.project(read, relevance)
 
@@ -158,10 +171,8 @@ def gather_chunks(
     contents: Float[Tensor, "B M C D"], index: Int[Tensor, "B Q k"], seen: Bool[Tensor, "B Q k"]
 ) -> Float[Tensor, "B Q k C D"]:
     """Copy the chosen chunks, zeros where not seen; the memory itself is never repeated."""
-    batch, slots, chunk, dim = contents.shape
-    row = index + slots * torch.arange(batch, device=index.device)[:, None, None]
-    chosen = contents.reshape(batch * slots, chunk * dim).index_select(0, row.flatten())
-    chosen = chosen.view(*index.shape, chunk, dim)
+    chosen = _gather_flat(contents, index)
+    chosen = chosen.view(*index.shape, *contents.shape[2:])
     return chosen.masked_fill_(~seen[..., None, None], 0.0)
 
 
@@ -179,37 +190,59 @@ def read_chunks(
 class _BlockwiseRead(torch.autograd.Function):
     """`read_chunks` of gathered chunks, gathered again in the backward pass.
 
-    Autograd would keep the Q·k·C·D gathered numbers of a whole chunk of training; this keeps
-    those of one block. Stored steps are detached, so only q and the relevance get gradients.
+    Autograd would keep the Q·k·C·D gathered numbers of a whole chunk of training; this keeps the
+    Q·H·k·C attention weights. Stored steps are detached, so only q and the relevance get
+    gradients: with a = softmax(q·c), w = R a and y = Σ w c,
+    ∂R = Σ a g, ∂q = Σ_c R a (g − Σ a g) c, where g = ∂y·c.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, relevance: Tensor, index: Tensor, contents: Tensor) -> Tensor:
-        ctx.save_for_backward(q, relevance, index, contents)
         device = q.device.type
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         ctx.autocast = {"device_type": device, "dtype": dtype, "enabled": enabled}
-        parts = []
+        outputs, weights = [], []
         for block in _blocks(index, contents):
-            chosen = gather_chunks(contents, index[:, block], relevance[:, block] > 0)
-            parts.append(read_chunks(q[:, block], relevance[:, block], chosen))
-        return torch.cat(parts, dim=1)
+            c = _gather_flat(contents, index[:, block])
+            inside = _split(q[:, block] @ c.mT, index).softmax(-1)
+            outputs.append(_join(inside * relevance[:, block, None, :, None]) @ c)
+            weights.append(inside)
+        ctx.save_for_backward(relevance, index, contents, torch.cat(weights, dim=1))
+        return torch.cat(outputs, dim=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, relevance, index, contents = ctx.saved_tensors
+        relevance, index, contents, inside = ctx.saved_tensors
         to_q, to_relevance = [], []
-        for block in _blocks(index, contents):
-            seen = relevance[:, block] > 0
-            chosen = gather_chunks(contents, index[:, block], seen)
-            # The backward pass runs outside the autocast that the forward pass ran in.
-            with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                leaves = [part[:, block].detach().requires_grad_() for part in (q, relevance)]
-                read = read_chunks(leaves[0], leaves[1], chosen)
-            from_q, from_relevance = torch.autograd.grad(read, leaves, grads[0][:, block])
-            to_q.append(from_q)
-            to_relevance.append(from_relevance)
-        return torch.cat(to_q, dim=1), torch.cat(to_relevance, dim=1), None, None
+        # The backward pass runs outside the autocast that the forward pass ran in.
+        with torch.autocast(**ctx.autocast):
+            for block in _blocks(index, contents):
+                c = _gather_flat(contents, index[:, block])
+                a = inside[:, block]
+                g = _split(grads[0][:, block] @ c.mT, index)
+                by_chunk = (a * g).sum(-1, keepdim=True)  # [B, q, H, k, 1]
+                to_relevance.append(by_chunk.sum(2)[..., 0])
+                share = relevance[:, block, None, :, None]
+                to_q.append(_join(a * (g - by_chunk) * share) @ c)
+        # Under autocast the products come out in half precision.
+        relevance_grad = torch.cat(to_relevance, dim=1).to(relevance.dtype)
+        return torch.cat(to_q, dim=1).to(grads[0].dtype), relevance_grad, None, None
+
+
+def _gather_flat(contents: Tensor, index: Tensor) -> Tensor:
+    """Copy the chosen chunks as `[B, q, k C, D]`."""
+    batch, slots, chunk, dim = contents.shape
+    row = index + slots * torch.arange(batch, device=index.device)[:, None, None]
+    chosen = contents.reshape(batch * slots, chunk * dim).index_select(0, row.flatten())
+    return chosen.view(*index.shape[:2], index.shape[2] * chunk, dim)
+
+
+def _split(logits: Tensor, index: Tensor) -> Tensor:
+    return logits.unflatten(-1, (index.shape[2], -1))
+
+
+def _join(weight: Tensor) -> Tensor:
+    return weight.flatten(-2)
 
 
 def _blocks(index: Tensor, contents: Tensor) -> list[slice]:

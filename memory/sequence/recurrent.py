@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import PackedSequence
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.base import SequenceMemory
 
-
 MOST_CUTS = 6
 """Segments up to which a chunk is cut in time rather than packed: environments that start together
 need few cuts, and the plain kernel is faster than the packed one."""
@@ -93,11 +92,30 @@ def run_recurrent(
     Returns:
         Outputs `[T, B, H]` and the hidden vectors after the last input.
     """
+    cuts = [0] if len(start) == 1 else [0, *(1 + start[1:].any(1).nonzero().flatten()).tolist()]
+    if len(cuts) > MOST_CUTS:
+        return _run_packed(kernel, x, _restarted(hidden, start[0]), start)
+    parts = []
+    for first, end in pairwise([*cuts, len(start)]):
+        entry = tuple(part[None] for part in _restarted(hidden, start[first]))
+        y, last = kernel(x[first:end], _to_kernel(entry))
+        hidden = tuple(part[0].to(hidden[0].dtype) for part in _from_kernel(last))
+        parts.append(y)
+    return torch.cat(parts) if len(parts) > 1 else parts[0], hidden
+
+
+def _restarted(hidden: tuple[Tensor, ...], start: Bool[Tensor, " B"]) -> tuple[Tensor, ...]:
     # where, not a product: what a start discards may be anything, NaN included.
-    hidden = tuple(torch.where(start[0, :, None], 0.0, part) for part in hidden)
-    if len(start) == 1 or not bool(start[1:].any()):
-        y, last = kernel(x, _to_kernel(tuple(part[None] for part in hidden)))
-        return y, tuple(part[0].to(hidden[0].dtype) for part in _from_kernel(last))
+    return tuple(torch.where(start[:, None], 0.0, part) for part in hidden)
+
+
+def _run_packed(
+    kernel: nn.GRU | nn.LSTM,
+    x: Float[Tensor, "T B D"],
+    hidden: tuple[Tensor, ...],
+    start: Bool[Tensor, "T B"],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`run_recurrent` in one call of the kernel, whatever starts follow the first step."""
     packing = pack(start)
     entry = tuple(
         part.new_zeros(packing.runs, part.shape[-1]).index_put((packing.first,), part)[None]

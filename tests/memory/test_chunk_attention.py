@@ -295,11 +295,13 @@ def test_no_more_than_the_chosen_chunks_is_ever_gathered(monkeypatch: pytest.Mon
     batch, queries, slots, k, block = 2, 64, 50, 3, 16
     gathered = []
 
-    def counting(contents: Tensor, index: Tensor, seen: Tensor) -> Tensor:
-        gathered.append(index.numel())
-        return gather_chunks(contents, index, seen)
+    plain = chunk_attention._gather_flat
 
-    monkeypatch.setattr(chunk_attention, "gather_chunks", counting)
+    def counting(contents: Tensor, index: Tensor) -> Tensor:
+        gathered.append(index.numel())
+        return plain(contents, index)
+
+    monkeypatch.setattr(chunk_attention, "_gather_flat", counting)
     monkeypatch.setattr(chunk_attention, "BLOCK", block * batch * k * 2 * 4)
     attention = ChunkAttention(4, 4, 4, chunk=2, top_k=k)
     contents = torch.randn(batch, slots, 2, 4)

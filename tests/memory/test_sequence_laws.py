@@ -149,6 +149,19 @@ def test_starts_in_step_are_starts_all_the_same(name: str) -> None:
 
 
 @everywhere
+@precisely
+def test_forward_equals_step_where_inputs_repeat(name: str, dtype: torch.dtype) -> None:
+    """Chunks of the same inputs in another order tie but for rounding."""
+    memory = build(name, dtype)
+    symbols = torch.randn(2, D, dtype=dtype)
+    x = symbols[torch.randint(0, 2, (60, 4))]
+    start = torch.rand(60, 4) < 0.03
+    state = memory.randomize(memory.initial_state(4), torch.arange(1, 5))
+    stepped, _ = step_through(memory, x, states.snapshot(state), start)
+    close(memory(x, state, start)[0], stepped, dtype)
+
+
+@everywhere
 def test_gradients_do_not_depend_on_how_time_is_split(name: str) -> None:
     memory = build(name)
     state = lived(memory, 4, torch.float64)
