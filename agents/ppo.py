@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from engram.agents.returns import generalized_advantages, normalize
-from engram.agents.rollout import Rollout, map_inputs
+from engram.agents.rollout import Rollout
 from engram.agents.seeds import derive
 from engram.kernels.errors import InvalidValueError
 from engram.memory import state as states
@@ -160,7 +160,7 @@ class PPO:
         kept = [states.snapshot(rollout.states[0])]
         with torch.no_grad():
             for first in range(0, len(rollout.reward) - chunk, chunk):
-                inputs = map_inputs(rollout.inputs, lambda x, f=first: x[f : f + chunk])
+                inputs = states.tree_map(lambda x, f=first: x[f : f + chunk], rollout.inputs)
                 _, state = self.policy(inputs, states.snapshot(kept[-1]))
                 kept.append(state)
         return states.concatenate(kept)
@@ -219,10 +219,8 @@ class PPO:
         device = batch.log_prob.device
         order = torch.randperm(count, generator=self.generator, device=device)
         for rows in order.tensor_split(min(self.settings.minibatches, count)):
-            yield Batch(
-                *(map_inputs(part, lambda x, r=rows: x.index_select(1, r)) for part in batch[:-1]),
-                state=states.take(batch.state, rows),
-            )
+            chosen = states.tree_map(lambda x, r=rows: x.index_select(1, r), tuple(batch[:-1]))
+            yield Batch._make([*chosen, states.take(batch.state, rows)])
 
 
 def chunked(rollout: Rollout, advantage: Tensor, chunk: int) -> Batch:
@@ -232,7 +230,7 @@ def chunked(rollout: Rollout, advantage: Tensor, chunk: int) -> Batch:
         return rearrange(x, "(n C) B ... -> C (n B) ...", C=chunk)
 
     return Batch(
-        map_inputs(rollout.inputs, cut),
+        states.tree_map(cut, rollout.inputs),
         cut(rollout.action),
         cut(rollout.log_prob),
         cut(rollout.value),

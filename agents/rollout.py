@@ -107,7 +107,7 @@ class Collector:
         self.cursor = Cursor(inputs, state, score)
         names = [k for k, v in ends[0][0].info.items() if isinstance(v, Tensor) and k != "start"]
         return Rollout(
-            inputs=stack([row[0] for row in rows]),
+            inputs=states.tree_map(lambda *parts: torch.stack(parts), *(row[0] for row in rows)),
             action=torch.stack([row[1] for row in rows]),
             log_prob=torch.stack([row[2] for row in rows]),
             value=torch.stack([row[3] for row in rows]),
@@ -122,22 +122,3 @@ class Collector:
             },
             scores=torch.stack([ended for _, ended in ends]),
         )
-
-
-def stack(parts: list[Any]) -> Any:
-    """Stack observations, inputs or tensors along a new first axis."""
-    first = parts[0]
-    if isinstance(first, dict):
-        return {name: stack([part[name] for part in parts]) for name in first}
-    if isinstance(first, Inputs):
-        return Inputs(*(stack(list(column)) for column in zip(*parts, strict=True)))
-    return torch.stack(parts)
-
-
-def map_inputs(inputs: Any, function: Any) -> Any:
-    """Apply a function to every tensor of observations or inputs."""
-    if isinstance(inputs, dict):
-        return {name: map_inputs(part, function) for name, part in inputs.items()}
-    if isinstance(inputs, Inputs):
-        return Inputs(*(map_inputs(part, function) for part in inputs))
-    return function(inputs)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from engram.agents import checkpoint
 from engram.agents.ppo import PPO, PPOSettings
-from engram.agents.rollout import Collector, Cursor, map_inputs
+from engram.agents.rollout import Collector, Cursor
 from engram.agents.seeds import derive
 from engram.envs.vector import BatchedEnv, Stream
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
-from engram.policies.actor_critic import ActorCritic, Inputs
+from engram.policies.actor_critic import ActorCritic
 
 Report = dict[str, float | int]
 
@@ -123,8 +123,7 @@ class Training:
         self.stream.env.load(checkpoint.part(tensors, "env"))
         here = self.collector.cursor
         state = states.unflatten(checkpoint.part(tensors, "memory"), here.state)
-        named = iter(_named_inputs(here.inputs))
-        inputs = map_inputs(here.inputs, lambda _: tensors[next(named)])
+        inputs = states.unflatten(checkpoint.part(tensors, "inputs"), here.inputs)
         self.collector.cursor = Cursor(inputs, state, tensors["cursor.score"])
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -137,7 +136,7 @@ class Training:
         if isinstance(self.stream.env, BatchedEnv):
             cursor = self.collector.cursor
             tensors |= {f"memory.{k}": v for k, v in states.flatten(cursor.state).items()}
-            tensors |= _named_inputs(cursor.inputs)
+            tensors |= {f"inputs.{k}": v for k, v in states.flatten(cursor.inputs).items()}
             tensors["cursor.score"] = cursor.score
             tensors |= {f"env.{k}": v for k, v in self.stream.env.save().items()}
         return tensors
@@ -150,18 +149,6 @@ class Training:
         optimizer = self.learner.optimizer
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _named_inputs(inputs: Inputs) -> dict[str, Tensor]:
-    """Name every tensor of the inputs, in the order in which `map_inputs` visits them."""
-    named: dict[str, Tensor] = {}
-
-    def name(tensor: Tensor) -> Tensor:
-        named[f"cursor.inputs.{len(named)}"] = tensor
-        return tensor
-
-    map_inputs(inputs, name)
-    return named
 
 
 def build_policy(seed: int, make: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engram.agents.seeds import derive
 from engram.envs.vector import Stream
 from engram.memory import state as states
 from engram.policies import ActorCritic, Inputs
@@ -47,8 +48,8 @@ def evaluate(
     """
     batch = stream.env.num_envs
     wanted = -(-episodes // batch)
-    generator = torch.Generator(stream.device).manual_seed(seed)
-    observation, start = stream.reset(seed=seed)
+    generator = torch.Generator(stream.device).manual_seed(derive(seed, "actions"))
+    observation, start = stream.reset(seed=derive(seed, "worlds"))
     state = policy.initial_state(batch)
     size = states.nbytes(state) // batch
     zeros = torch.zeros(batch, device=stream.device)

@@ -1,4 +1,8 @@
-"""Functions on states: nested NamedTuples of tensors whose first axis is the environment."""
+"""Functions on trees of tensors: states, and the observations and inputs that travel with them.
+
+A state is nested NamedTuples of tensors whose first axis is the environment; an observation may be
+a dict of tensors.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -11,9 +15,11 @@ S = TypeVar("S")
 
 
 def tree_map(function: Callable[..., Tensor], state: S, *others: S) -> S:
-    """Apply `function` to corresponding tensors of one or more states of the same structure."""
+    """Apply `function` to corresponding tensors of one or more trees of the same structure."""
     if isinstance(state, Tensor):
         return function(state, *others)
+    if isinstance(state, dict):
+        return {k: tree_map(function, v, *(o[k] for o in others)) for k, v in state.items()}  # type: ignore
     assert isinstance(state, tuple), f"a state is tensors in tuples, not {type(state).__name__}"
     parts: Any = [tree_map(function, *leaves) for leaves in zip(state, *others, strict=True)]
     return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)  # type: ignore
@@ -24,8 +30,11 @@ def leaves(state: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(state, Tensor):
         yield "", state
         return
-    names = getattr(state, "_fields", range(len(state)))
-    for name, part in zip(names, state, strict=True):
+    if isinstance(state, dict):
+        named = state.items()
+    else:
+        named = zip(getattr(state, "_fields", range(len(state))), state, strict=True)
+    for name, part in named:
         for path, leaf in leaves(part):
             yield f"{name}.{path}".rstrip("."), leaf
 

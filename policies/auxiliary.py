@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
+from engram.memory import state as states
 from engram.policies.encoders import SYMBOLS, flatten_tail
 
 SAMPLE = 64
@@ -184,11 +185,13 @@ class Auxiliary(nn.Module):
         losses = {}
         steps = len(start)
         if self.weights["reconstruct"]:
-            each = self.reconstruct(features.flatten(0, 1), _map(observation, _merge), generator)
+            each = self.reconstruct(
+                features.flatten(0, 1), states.tree_map(_merge, observation), generator
+            )
             losses["reconstruct"] = self.weights["reconstruct"] * each.mean()
         if self.weights["predict"] and steps > 1:
             code = torch.cat([features, action], -1)[:-1]
-            later = _map(observation, lambda part: _merge(part[1:]))
+            later = states.tree_map(lambda part: _merge(part[1:]), observation)
             each = self.predict(code.flatten(0, 1), later, generator)
             follows = ~(start[1:] | ended[:-1])
             losses["predict"] = self.weights["predict"] * _mean(each, follows.flatten())
@@ -200,17 +203,11 @@ class Auxiliary(nn.Module):
             delay = (1 + draw * room).long().clamp(max=self.horizon)
             delay = torch.minimum(delay, room)
             row = torch.arange(start.shape[1], device=start.device)
-            past = _map(observation, lambda part: _merge(part[index - delay, row]))
+            past = states.tree_map(lambda part: _merge(part[index - delay, row]), observation)
             code = torch.cat([features, self.delay(delay)], -1)
             each = self.recall(code.flatten(0, 1), past, generator)
             losses["recall"] = self.weights["recall"] * _mean(each, room.flatten() > 0)
         return losses
-
-
-def _map(observation: Any, function: Any) -> Any:
-    if isinstance(observation, dict):
-        return {name: _map(part, function) for name, part in observation.items()}
-    return function(observation)
 
 
 def _merge(part: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engram.agents.ppo import PPO, Batch, PPOSettings, chunked
 from engram.agents.returns import generalized_advantages
-from engram.agents.rollout import Collector, Rollout, map_inputs
+from engram.agents.rollout import Collector, Rollout
 from engram.envs.vector import BatchedEnv, Step, Stream
 from engram.memory import state as states
 from engram.memory.sequence import (
@@ -205,13 +205,13 @@ def test_refreshed_states_are_those_of_stepping_with_the_new_weights(memory: str
         for n in range(3):
             mine = states.take(fresh, torch.arange(4 * n, 4 * n + 4))
             old = states.take(stale, torch.arange(4 * n, 4 * n + 4))
-            inputs = map_inputs(rollout.inputs, lambda x, n=n: x[8 * n : 8 * n + 8])
+            inputs = states.tree_map(lambda x, n=n: x[8 * n : 8 * n + 8], rollout.inputs)
             read = [policy(inputs, states.snapshot(s))[0].value for s in (state, mine, old)]
             torch.testing.assert_close(read[1], read[0])
             if n:
                 assert not torch.allclose(read[2], read[0], rtol=1e-5)
             for t in range(8):
-                _, state = policy.step(map_inputs(inputs, lambda x, t=t: x[t]), state)
+                _, state = policy.step(states.tree_map(lambda x, t=t: x[t], inputs), state)
 
 
 @pytest.mark.parametrize(("refresh", "times"), [(True, 2), (False, 0)])

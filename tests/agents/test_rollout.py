@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engram.agents.rollout import Collector, map_inputs
+from engram.agents.rollout import Collector
 from engram.envs.repeat import RepeatFirst
 from engram.envs.tmaze import TMaze
 from engram.envs.vector import BatchedEnv, Step, Stream
@@ -80,7 +80,7 @@ def build(env: BatchedEnv[Any], memory: str, dtype: torch.dtype = torch.float32)
 
 
 def at(inputs: Inputs, *place: Any) -> Inputs:
-    return map_inputs(inputs, lambda part: part[place])
+    return states.tree_map(lambda part: part[place], inputs)
 
 
 @everywhere

@@ -176,7 +176,7 @@ def resize(name: str) -> Callable[[dict[str, Tensor], dict[str, Any]], Any]:
         (drop("memory.h"), r"memory\.h is missing"),
         (resize("memory.h"), r"memory\.h is \[1, 8\]; allowed: \[4, 8\]"),
         (drop("cursor.score"), r"cursor\.score is missing"),
-        (resize("cursor.inputs.0"), r"cursor\.inputs\.0 is \[1, 2\]"),
+        (resize("inputs.observation"), r"inputs\.observation is \[1, 2\]"),
         (drop("env.world.1"), r"world\.1 is missing"),
         (resize("env.world.1"), r"world\.1 is .*\[1\]"),
         (drop("env.generator"), r"env\.generator is missing"),
