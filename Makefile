@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(BIN)/engram compare preset=demo out=runs/demo
+	$(BIN)/engram compare preset=demo out=runs/demo resume=true
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
