@@ -5,7 +5,6 @@ from typing import Any
 
 from rich.console import Console
 
-from engram.launch import results
 from engram.launch.build import EVALUATION_SEED, build_stream
 from engram.launch.compare import show
 from engram.launch.config import UsageError, parse_device, unknown
@@ -76,7 +75,6 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
     console.print(
         "95 %: half the interval of the mean, over seeds; over episodes where there is one seed."
     )
-    print(results.markdown(header, cells), end="") if not console.is_terminal else None
     return 0
 
 

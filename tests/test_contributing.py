@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import engram.memory.sequence
@@ -59,5 +60,5 @@ def test_the_memory_in_the_text_steps_as_it_learns(example: Any):
 
 def test_the_settings_in_the_text_name_the_memory(example: Any):
     settings = OmegaConf.create(block("yaml", "running_mean"))
-    module, _, name = settings["_target_"].rpartition(".")
-    assert getattr(importlib.import_module(module), name) is example.RunningMean
+    memory = instantiate(settings)(6)
+    assert isinstance(memory, example.RunningMean) and memory.d_in == 6
