@@ -1,6 +1,7 @@
 """Collects finished runs into the table and the curves of a comparison."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ def table(found: list[Row]) -> tuple[list[str], list[list[str]]]:
             [
                 row.memory,
                 f"{row.score:.3f}",
-                f"± {row.half:.3f}",
+                spread(row.half),
                 share,
                 str(len(row.seeds)),
                 str(row.episodes),
@@ -138,6 +139,11 @@ def table(found: list[Row]) -> tuple[list[str], list[list[str]]]:
             share = f"{value / first.optimum:.2f}" if first.optimum else "–"
             cells.append([name, f"{value:.3f}", "", share, *[""] * (len(header) - 4)])
     return header, cells
+
+
+def spread(half: float) -> str:
+    """Return half an interval as text; a single seed has none."""
+    return f"± {half:.3f}" if math.isfinite(half) else "one seed"
 
 
 def markdown(header: list[str], cells: list[list[str]]) -> str:
