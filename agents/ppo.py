@@ -1,6 +1,7 @@
 """Proximal policy optimisation over chunks of sequences, for any memory."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,21 +63,26 @@ class PPOSettings:
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         for name in ("rollout", "chunk", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise InvalidValueError(f"agent.{name}", getattr(self, name), "1 or more")
+            seen = getattr(self, name)
+            if not isinstance(seen, int) or seen < 1:
+                raise InvalidValueError(f"agent.{name}", seen, "a whole number, 1 or more")
         if self.rollout % self.chunk:
             raise InvalidValueError(
                 "agent.chunk", self.chunk, f"divisors of agent.rollout = {self.rollout}"
             )
         for name in ("discount", "trace"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidValueError(f"agent.{name}", getattr(self, name), "0 to 1")
+            self._check(name, lambda seen: 0 <= seen <= 1, "0 to 1")
         for name in ("learning_rate", "clip", "max_gradient"):
-            if getattr(self, name) <= 0:
-                raise InvalidValueError(f"agent.{name}", getattr(self, name), "above 0")
+            self._check(name, lambda seen: seen > 0, "finite numbers above 0")
         for name in ("final_learning_rate", "entropy", "final_entropy", "value"):
-            if (getattr(self, name) or 0) < 0:
-                raise InvalidValueError(f"agent.{name}", getattr(self, name), "0 or more")
+            if getattr(self, name) is not None:
+                self._check(name, lambda seen: seen >= 0, "finite numbers, 0 or more")
+
+    def _check(self, name: str, good: Callable[[float], bool], allowed: str) -> None:
+        seen = getattr(self, name)
+        number = isinstance(seen, int | float) and math.isfinite(seen)
+        if not number or not good(seen):
+            raise InvalidValueError(f"agent.{name}", seen, allowed)
 
 
 class Batch(NamedTuple):

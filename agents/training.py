@@ -1,5 +1,6 @@
 """A training run: rollouts and updates until the budget is spent, resumable at every step."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,21 @@ from engram.agents.ppo import PPO, PPOSettings
 from engram.agents.rollout import Collector, Cursor
 from engram.agents.seeds import derive
 from engram.envs.vector import BatchedEnv, Stream
-from engram.kernels.errors import DataError, InvalidValueError
+from engram.kernels.errors import DataError, EngramError, InvalidValueError
 from engram.memory import state as states
 from engram.policies.actor_critic import ActorCritic
 
 Report = dict[str, float | int]
+
+
+class DivergedError(EngramError):
+    """Learning left the finite numbers."""
+
+    def __init__(self, name: str, value: float, steps: int):
+        super().__init__(
+            f"{name} is {value} after {steps:,} steps; allowed: finite numbers "
+            "(a lower agent.learning_rate, bounded observations and rewards)"
+        )
 
 
 class Training:
@@ -58,11 +69,17 @@ class Training:
         Returns:
             Steps and seconds so far; steps per second; mean score and number of the episodes that
             ended; the mean of each of the environment's measurements over those; all losses.
+
+        Raises:
+            DivergedError: If a loss is not finite; what was saved before stays as it was.
         """
         began = time.perf_counter()
         settings = self.learner.settings
         rollout = self.collector.collect(settings.rollout, chunk=settings.chunk)
         report = self.learner.update(rollout, progress=self.steps / self.budget)
+        for name, value in report.items():
+            if not math.isfinite(value):
+                raise DivergedError(name, value, self.steps + rollout.reward.numel())
         self.policy.observe_statistics(rollout.inputs.observation)
         ended = ~rollout.scores.isnan()
         count = int(ended.sum())
@@ -92,6 +109,7 @@ class Training:
         with it the memory of its episodes.
         """
         facts = {**facts, "steps": self.steps, "seconds": self.seconds}
+        facts["device"] = self.stream.device.type
         checkpoint.write(path, self._tensors(), facts)
 
     def load(self, path: Path) -> None:
@@ -105,6 +123,12 @@ class Training:
                 then stays as it was.
         """
         tensors, facts = checkpoint.read(path, self.stream.device)
+        made_on = facts.get("device")
+        if made_on != self.stream.device.type:  # each has random states of its own kind
+            raise DataError(
+                f"checkpoint {path}: device is {self.stream.device.type!r}; allowed: as the run "
+                f"began, {made_on!r}"
+            )
         checkpoint.check(tensors, self._tensors(), path)
         for name, kind in (("steps", int), ("seconds", float)):
             if not isinstance(facts.get(name), kind):

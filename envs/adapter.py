@@ -15,6 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from engram.envs.processes import without_sigint
 from engram.envs.vector import Observation, stack_final
 from engram.kernels.errors import EngramError, InvalidValueError
 
@@ -90,9 +91,10 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         copies = [partial(make, **(settings or {}))] * num_envs
         if asynchronous:
             # A fork would copy torch's threads in whatever state they are.
-            self.vector = AsyncVectorEnv(
-                copies, autoreset_mode=AutoresetMode.SAME_STEP, context="spawn"
-            )
+            with without_sigint():
+                self.vector = AsyncVectorEnv(
+                    copies, autoreset_mode=AutoresetMode.SAME_STEP, context="spawn"
+                )
         else:
             self.vector = SyncVectorEnv(copies, autoreset_mode=AutoresetMode.SAME_STEP)
         self.num_envs = num_envs

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import gymnasium
 import torch
 from gymnasium.vector import VectorEnv
 from hydra.errors import InstantiationException
@@ -64,7 +65,7 @@ def build_training(
     settings = _instantiate(tree["agent"])
     assert isinstance(settings, PPOSettings)
     stream = build_stream(
-        tree, num_envs=int(tree["num_envs"]), device=device, seed=seed, evaluation=False
+        tree, num_envs=tree["num_envs"], device=device, seed=seed, evaluation=False
     )
     policy = build_agent(tree, stream, seed)
     return Training(stream, policy, settings, seed=seed, budget=budget)
@@ -81,10 +82,10 @@ def _plain_errors(target: str) -> Iterator[None]:
     """Turn Hydra's wrapping of a wrong setting into one line that names it."""
     try:
         yield
-    except (InstantiationException, TypeError) as error:
+    except (InstantiationException, TypeError, ValueError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, EngramError):
             raise cause from None
-        if isinstance(cause, TypeError | ValueError):
+        if isinstance(cause, TypeError | ValueError | RuntimeError | gymnasium.error.Error):
             raise EngramError(" ".join(f"{target}: {cause}".split())) from cause
         raise

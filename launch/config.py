@@ -1,7 +1,6 @@
 """Composes a run's configuration and refuses, in one line, what it does not know."""
 
 import difflib
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import engram.configs
 from engram.kernels.errors import EngramError, InvalidValueError
+from engram.launch.values import conform
 
 GROUPS = ("env", "memory", "agent", "preset")
 
@@ -66,25 +66,23 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
     """
     memories, rest = _split_memories(arguments, several=several)
     _check_keys(rest, [f"memory={memories[0]}"] if memories else [])
-    tree, chosen = _compose([*rest, f"memory={memories[0]}"] if memories else rest)
-    names = memories or (list(tree["memories"]) if several else [chosen["memory"]])
-    for name in names:
-        if name not in choices("memory"):
-            raise unknown("memory", str(name), choices("memory"))
+    arguments = [*rest, f"memory={memories[0]}"] if memories else rest
+    tree, chosen = _compose(arguments)
+    tree = conform(tree, compose_tree(_groups(arguments)))
+    names = memories or (_names(tree["memories"]) if several else [chosen["memory"]])
     env = chosen["env"]
     out = tree["out"]
     default = Path("runs") / (f"compare-{env}" if several else f"{env}-{names[0]}")
     device = parse_device(tree["device"])
-    _whole("threads", tree["threads"])
     return Settings(
         tree=tree,
         env=env,
-        memories=[str(name) for name in names],
+        memories=names,
         budget=_whole("budget", tree["budget"]),
         seeds=_seeds(tree["seeds"]),
         device=device,
         out=Path(str(out)) if out else default,
-        resume=_truth("resume", tree["resume"]),
+        resume=tree["resume"],
         workers=_workers(tree["workers"], device),
     )
 
@@ -92,7 +90,13 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
 def tree_for(arguments: list[str], memory: str) -> dict[str, Any]:
     """Compose the configuration of one memory of a comparison."""
     _, rest = _split_memories(arguments, several=True)
-    return compose_tree([*rest, f"memory={memory}"])
+    arguments = [*rest, f"memory={memory}"]
+    return conform(compose_tree(arguments), compose_tree(_groups(arguments)))
+
+
+def _groups(arguments: list[str]) -> list[str]:
+    """Return those arguments that choose a file."""
+    return [argument for argument in arguments if argument.partition("=")[0] in GROUPS]
 
 
 def _split_memories(arguments: list[str], *, several: bool) -> tuple[list[str], list[str]]:
@@ -111,21 +115,31 @@ def _split_memories(arguments: list[str], *, several: bool) -> tuple[list[str], 
         names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
         if not names or (len(names) > 1 and not several):
             raise UsageError(f"memory is {value!r}; allowed: one of {', '.join(choices('memory'))}")
-        for name in names:
-            if name not in choices("memory"):
-                raise unknown("memory", name, choices("memory"))
-        memories = names
+        memories = _names(names)
     return memories, rest
+
+
+def _names(seen: Any) -> list[str]:
+    """Check a list of memories."""
+    if not isinstance(seen, list) or not seen or len(set(map(str, seen))) < len(seen):
+        raise InvalidValueError("memories", seen, "a list of different memories, [none,gru]")
+    for name in seen:
+        if name not in choices("memory"):
+            raise unknown("memory", str(name), choices("memory"))
+    return seen
 
 
 def _check_keys(arguments: list[str], memory: list[str]) -> None:
     """Refuse keys that the configuration does not have, level by level."""
-    groups = memory + [a for a in arguments if a.partition("=")[0] in GROUPS]
+    groups = memory + _groups(arguments)
     tree: Any = None
     for argument in arguments:
         key = argument.partition("=")[0]
-        if key in GROUPS or key.startswith(("+", "~")):
+        if key in GROUPS or key.startswith("~"):
             continue
+        if key.startswith("+"):  # a key of a callable that no file lists; the rest is in a file
+            key = key.lstrip("+")
+            key = key.rpartition(".")[0] or key
         if tree is None:
             tree = compose_tree(groups)
         node: Any = tree
@@ -162,24 +176,18 @@ def _compose(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _whole(name: str, seen: Any) -> int:
-    if isinstance(seen, bool) or not isinstance(seen, int | float) or not math.isfinite(seen):
+    if isinstance(seen, bool) or not isinstance(seen, int) or seen < 1:
         raise InvalidValueError(name, seen, "a whole number, 1 or more")
-    if seen < 1 or seen != int(seen):
-        raise InvalidValueError(name, seen, "a whole number, 1 or more")
-    return int(seen)
-
-
-def _truth(name: str, seen: Any) -> bool:
-    if not isinstance(seen, bool):
-        raise InvalidValueError(name, seen, "true, false")
     return seen
 
 
 def _seeds(seen: Any) -> list[int]:
     if isinstance(seen, list):
-        good = all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seen)
+        good = all(isinstance(s, int) and not isinstance(s, bool) for s in seen)
         if not seen or not good or len(set(seen)) < len(seen):
             raise InvalidValueError("seeds", seen, "a number of seeds, or a list of different ones")
+        if min(seen) < 0 or max(seen) >= 2**32:
+            raise InvalidValueError("seeds", seen, "seeds from 0 to 2^32 - 1")
         return seen
     return list(range(_whole("seeds", seen)))
 

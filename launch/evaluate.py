@@ -9,13 +9,14 @@ from engram.launch.build import EVALUATION_SEED, build_stream
 from engram.launch.compare import show
 from engram.launch.config import UsageError, parse_device, unknown
 from engram.launch.evaluation import evaluate, interval
+from engram.launch.folder import FREE, flat
 from engram.launch.run import load_policy
 
 KEYS = ("out", "episodes", "greedy", "seed", "device")
 
 
 def evaluate_runs(arguments: list[str], console: Console) -> int:
-    """Evaluate every run below a folder.
+    """Evaluate every run below a folder; the seeds that share a parent folder make one row.
 
     Args:
         arguments: `out=<folder>`, and optionally `episodes`, `greedy`, `seed` (added to that of
@@ -30,9 +31,16 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
     if not runs:
         raise UsageError(f"out: {out} holds no checkpoint; allowed: a folder that train wrote")
     device = parse_device(given.get("device", "auto"))
-    by_memory: dict[str, list[list[Any]]] = {}
+    groups: dict[Path, list[list[Any]]] = {}
+    trees: dict[Path, dict[str, Any]] = {}
     for run in runs:
         policy, config, facts = load_policy(run, device)
+        tree = {k: v for k, v in flat(config["tree"]).items() if k.partition(".")[0] not in FREE}
+        if trees.setdefault(run.parent, tree) != tree:
+            raise UsageError(
+                f"out: the runs in {run.parent} have different settings; "
+                "allowed: folders whose runs differ by their seeds alone"
+            )
         settings = config["tree"]["evaluation"]
         seed = EVALUATION_SEED + 7919 * _number("seed", given.get("seed", "1")) + config["seed"]
         stream = build_stream(
@@ -48,20 +56,35 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
             episodes=_number("episodes", given.get("episodes", str(settings["episodes"]))),
             greedy=_truth(given.get("greedy", str(settings["greedy"]).lower())),
             seed=seed,
+            stopping=lambda: False,
         )
+        assert result is not None
         chance = getattr(stream.env, "chance", None)
         optimum = getattr(stream.env, "optimum", None)
         stream.env.close()
-        by_memory.setdefault(config["memory"], []).append([result, chance, optimum, facts["steps"]])
-    header = ["memory", "score", "95 %", "seeds", "episodes", "chance", "optimum", "train steps"]
+        groups.setdefault(run.parent, []).append(
+            [result, chance, optimum, facts["steps"], config["memory"]]
+        )
+    header = [
+        "runs",
+        "memory",
+        "score",
+        "95 %",
+        "seeds",
+        "episodes",
+        "chance",
+        "optimum",
+        "train steps",
+    ]
     cells = []
-    for memory, found in by_memory.items():
+    for folder, found in groups.items():
         mean, half = interval([result.score for result, *_ in found])
         if len(found) == 1:
             half = found[0][0].interval
-        _, chance, optimum, steps = found[0]
+        _, chance, optimum, steps, memory = found[0]
         cells.append(
             [
+                str(folder.relative_to(out) if folder.is_relative_to(out) else folder),
                 memory,
                 f"{mean:.3f}",
                 f"± {half:.3f}",
@@ -91,7 +114,7 @@ def _parse(arguments: list[str]) -> dict[str, str]:
 
 
 def _number(name: str, text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise UsageError(f"{name} is {text!r}; allowed: a whole number, 1 or more")
     return int(text)
 

@@ -1,6 +1,7 @@
 """Evaluates a policy on fresh seeds, every environment for the same number of episodes."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +34,14 @@ class Evaluation(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    policy: ActorCritic, stream: Stream, *, episodes: int, greedy: bool, seed: int
-) -> Evaluation:
+    policy: ActorCritic,
+    stream: Stream,
+    *,
+    episodes: int,
+    greedy: bool,
+    seed: int,
+    stopping: Callable[[], bool],
+) -> Evaluation | None:
     """Run at least `episodes` episodes, as many in every environment.
 
     Counting whichever episodes end first would favour short ones.
@@ -45,6 +52,7 @@ def evaluate(
         episodes: How many, rounded up to a multiple of the environments.
         greedy: Whether to take the likeliest action instead of drawing one.
         seed: Of worlds and actions.
+        stopping: Asked after every step; once true, nothing is returned.
     """
     batch = stream.env.num_envs
     wanted = -(-episodes // batch)
@@ -58,6 +66,8 @@ def evaluate(
     scores: list[float] = []
     measured: dict[str, list[torch.Tensor]] = {}
     while int(done_count.min()) < wanted:
+        if stopping():
+            return None
         output, state = policy.step(inputs, state)
         action = output.policy.mode() if greedy else output.policy.sample(generator)
         step = stream.step(policy.head.to_env(action))

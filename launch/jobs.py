@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from engram.agents.training import Report
+from engram.envs.processes import without_sigint
 from engram.kernels.errors import EngramError
 from engram.launch.run import Job, run_job
 
@@ -52,7 +53,7 @@ def _run_here(
     jobs: list[Job], stopping: threading.Event, advance: Callable[[Job, Report], None]
 ) -> bool:
     for job in jobs:
-        torch.set_num_threads(int(job.tree["threads"]))
+        torch.set_num_threads(job.tree["threads"])
         result = run_job(job, report=lambda r, j=job: advance(j, r), stopping=stopping.is_set)
         if result is None:
             return False
@@ -63,15 +64,39 @@ def _run_in_workers(
     jobs: list[Job], workers: int, stopping: threading.Event, advance: Callable[[Job, Report], None]
 ) -> bool:
     """Hand jobs to worker processes, one pipe each: a worker that dies blocks nobody's lock."""
+    with _crew(workers) as crew:
+        return _hand_out(jobs, crew, stopping, advance)
+
+
+@contextmanager
+def _crew(workers: int) -> Iterator[dict[Any, BaseProcess]]:
+    """Start workers; yield them by their pipes, and leave none behind."""
     # spawn: a fork would copy a torch that has already started threads
     context = multiprocessing.get_context("spawn")
     crew: dict[Any, BaseProcess] = {}
-    for _ in range(workers):
-        here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there,), daemon=True)
-        process.start()
-        there.close()
-        crew[here] = process
+    with without_sigint():
+        for _ in range(workers):
+            here, there = context.Pipe()
+            # no daemon: environments may have processes of their own
+            process = context.Process(target=_work, args=(there,))
+            process.start()
+            there.close()
+            crew[here] = process
+    try:
+        yield crew
+    finally:
+        for pipe, process in crew.items():
+            process.terminate()
+            pipe.close()
+            process.join()
+
+
+def _hand_out(
+    jobs: list[Job],
+    crew: dict[Any, BaseProcess],
+    stopping: threading.Event,
+    advance: Callable[[Job, Report], None],
+) -> bool:
     waiting, at_work = list(jobs), dict[Any, Job]()
     finished, failure = 0, None
     told_to_stop = False
@@ -112,19 +137,30 @@ def _run_in_workers(
 def _work(pipe: Any) -> None:
     """Run jobs until there are none; SIGTERM ends the running one with a checkpoint."""
     stopping = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to every process at once
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
-    pipe.send(("ready", None))
-    while (job := pipe.recv()) is not None:
-        torch.set_num_threads(int(job.tree["threads"]))
-        try:
-            result = run_job(
-                job, report=lambda r: pipe.send(("report", r)), stopping=stopping.is_set
-            )
-        except EngramError as error:
-            pipe.send(("failed", str(error)))
-        else:
-            pipe.send(("stopped" if result is None else "finished", None))
+    try:
+        pipe.send(("ready", None))
+        while (job := pipe.recv()) is not None:
+            pipe.send(_outcome(job, lambda r: pipe.send(("report", r)), stopping.is_set))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # whom this worker works for is gone
+
+
+def _outcome(
+    job: Job, report: Callable[[Report], None], stopping: Callable[[], bool]
+) -> tuple[str, str | None]:
+    """Run a job; say how it ended."""
+    torch.set_num_threads(job.tree["threads"])
+    try:
+        result = run_job(job, report=report, stopping=stopping)
+    except (BrokenPipeError, ConnectionResetError):
+        raise
+    except (EngramError, OSError) as error:
+        return "failed", str(error)
+    except Exception as error:
+        log.exception("%s", job.name)
+        return "failed", f"{type(error).__name__}: {error}"
+    return "stopped" if result is None else "finished", None
 
 
 @contextmanager

@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The command and its settings; those of the process unless given.
 
     Returns:
-        The exit status: 0, or 2 after a user's mistake, which one line on stderr names.
+        The exit status: 0; 2 after a user's mistake or a file that cannot be read or written,
+        which one line on stderr names; 130 where Ctrl-C came when there was nothing to save.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -53,9 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     try:
         return _dispatch(command, rest, console)
-    except EngramError as error:
+    except (EngramError, OSError) as error:
         print(f"engram: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("engram: interrupted", file=sys.stderr)
+        return 130
 
 
 def _dispatch(command: str, rest: list[str], console: Console) -> int:

@@ -47,6 +47,7 @@ def draw(
         known = ~np.isnan(scores).all(0)
         steps, scores = steps[known], scores[:, known]
         if not len(steps):
+            axes[0].plot([], [], color=colour[name], label=name)  # for the legend
             continue
         axes[0].plot(steps, np.nanmean(scores, 0), color=colour[name], label=name)
         low, high = np.nanmin(scores, 0), np.nanmax(scores, 0)
@@ -82,7 +83,7 @@ def draw(
 
 def thin(curve: Curve, points: int) -> tuple[np.ndarray, np.ndarray]:
     """Average neighbouring points of a curve until at most `points` are left."""
-    group = -(-len(curve.steps) // points)
+    group = max(1, -(-len(curve.steps) // points))
     usable = len(curve.steps) // group * group
     steps = curve.steps[:usable].reshape(-1, group).mean(1)
     blocks = curve.scores[:, :usable].reshape(len(curve.scores), -1, group)

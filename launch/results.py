@@ -1,6 +1,5 @@
 """Collects finished runs into the table and the curves of a comparison."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 
 from engram.launch.evaluation import interval
 from engram.launch.files import read_json
+from engram.launch.folder import read_metrics
 
 
 class Row(NamedTuple):
@@ -81,16 +81,17 @@ def curves(folder: Path, memories: list[str], seeds: list[int]) -> dict[str, Cur
     """Read the learning curves of a comparison."""
     found = {}
     for memory in memories:
-        series = []
-        for seed in seeds:
-            lines = (run_folder(folder, memory, seed) / "metrics.jsonl").read_text().splitlines()
-            series.append([json.loads(line) for line in lines])
-        length = min(map(len, series))
-        scores = [
-            [np.nan if r["score"] is None else r["score"] for r in s[:length]] for s in series
+        series = [
+            {
+                entry["steps"]: entry.get("score")
+                for entry in read_metrics(run_folder(folder, memory, s))
+            }
+            for s in seeds
         ]
-        steps = np.array([row["steps"] for row in series[0][:length]])
-        found[memory] = Curve(steps, np.array(scores, dtype=float))
+        # All seeds act in rollouts of one size; one that was given more budget goes on alone.
+        steps = sorted(set.intersection(*(set(scores) for scores in series)))
+        scores = [[np.nan if run[s] is None else run[s] for s in steps] for run in series]
+        found[memory] = Curve(np.array(steps), np.array(scores, dtype=float))
     return found
 
 

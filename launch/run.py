@@ -13,22 +13,9 @@ import torch
 from engram.agents import checkpoint
 from engram.agents.training import Report, Training
 from engram.launch.build import EVALUATION_SEED, build_agent, build_stream, build_training
-from engram.launch.config import UsageError
 from engram.launch.evaluation import Evaluation, as_json, evaluate
-from engram.launch.files import read_json, write, write_json
-
-FREE = {
-    "threads",
-    "budget",
-    "seeds",
-    "device",
-    "out",
-    "resume",
-    "workers",
-    "memories",
-    "checkpoint_seconds",
-}
-"""Keys that may change between a run and its continuation."""
+from engram.launch.files import write_json
+from engram.launch.folder import check, claim, forget_after, locked, read_config
 
 
 @dataclass(frozen=True)
@@ -63,26 +50,38 @@ def run_job(
         stopping: Asked after every rollout; once true, the run is saved and left.
 
     Returns:
-        The evaluation, or None if the run was stopped before its budget was spent.
+        The evaluation, or None if the run was stopped before it was made.
 
     Raises:
-        EngramError: If the folder holds a run and `resume` is false, or another run.
+        EngramError: If the folder holds a run and `resume` is false, or another run, or if
+            another process writes to it.
     """
-    device = torch.device(job.device)
+    with locked(job.folder):
+        check(job.folder, job.tree, resume=job.resume)
+        device = torch.device(job.device)
+        training = build_training(job.tree, device=device, seed=job.seed, budget=job.budget)
+        try:
+            return _run(job, training, report, stopping)
+        finally:
+            training.stream.env.close()
+
+
+def _run(
+    job: Job, training: Training, report: Callable[[Report], None], stopping: Callable[[], bool]
+) -> Evaluation | None:
     path = job.folder / "checkpoint.safetensors"
-    _claim(job)
-    training = build_training(job.tree, device=device, seed=job.seed, budget=job.budget)
     if job.resume and path.exists():
         training.load(path)
-    metrics = job.folder / "metrics.jsonl"
-    _forget_after(metrics, training.steps)
+    forget_after(job.folder, training.steps)
+    claim(job.folder, job.memory, job.seed, job.tree)
     if not training.finished:
-        _train(job, training, path, metrics, report, stopping)
+        _train(job, training, path, report, stopping)
     if not training.finished:
         return None
+    device = training.stream.device
     stream = build_stream(
         job.tree,
-        num_envs=int(job.tree["evaluation"]["num_envs"]),
+        num_envs=job.tree["evaluation"]["num_envs"],
         device=device,
         seed=job.seed + EVALUATION_SEED,
         evaluation=True,
@@ -90,10 +89,14 @@ def run_job(
     result = evaluate(
         training.policy,
         stream,
-        episodes=int(job.tree["evaluation"]["episodes"]),
-        greedy=bool(job.tree["evaluation"]["greedy"]),
+        episodes=job.tree["evaluation"]["episodes"],
+        greedy=job.tree["evaluation"]["greedy"],
         seed=job.seed + EVALUATION_SEED,
+        stopping=stopping,
     )
+    stream.env.close()
+    if result is None:
+        return None
     facts = {
         "memory": job.memory,
         "seed": job.seed,
@@ -104,14 +107,12 @@ def run_job(
         "optimum": getattr(stream.env, "optimum", None),
     }
     write_json(job.folder / "evaluation.json", {**facts, **as_json(result)})
-    training.stream.env.close()
-    stream.env.close()
     return result
 
 
 def load_policy(folder: Path, device: torch.device) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Rebuild a run's policy from its folder; return it, its configuration and its facts."""
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     tensors, facts = checkpoint.read(folder / "checkpoint.safetensors", device)
     stream = build_stream(config["tree"], num_envs=1, device=device, seed=0, evaluation=False)
     policy = build_agent(config["tree"], stream, seed=0)
@@ -126,18 +127,16 @@ def _train(
     job: Job,
     training: Training,
     path: Path,
-    metrics: Path,
     report: Callable[[Report], None],
     stopping: Callable[[], bool],
 ) -> None:
     """Spend the budget, writing metrics after every rollout and checkpoints now and then."""
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    every = float(job.tree["checkpoint_seconds"])
     facts = {"memory": job.memory, "seed": job.seed}
     writer = SummaryWriter(str(job.folder), purge_step=training.steps)
     saved = time.monotonic()
-    with metrics.open("a", encoding="utf-8") as lines:
+    with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
         while not training.finished:
             result = training.iterate()
             lines.write(json.dumps(_finite(result)) + "\n")
@@ -147,46 +146,16 @@ def _train(
                     writer.add_scalar(name, value, training.steps)
             report(result)
             stop = stopping()
-            if stop or training.finished or time.monotonic() - saved > every:
+            if (
+                stop
+                or training.finished
+                or time.monotonic() - saved > job.tree["checkpoint_seconds"]
+            ):
                 training.save(path, facts)
                 saved = time.monotonic()
             if stop:
                 break
     writer.close()
-
-
-def _claim(job: Job) -> None:
-    """Write the run's configuration, or check that the folder holds the same run."""
-    path = job.folder / "config.json"
-    mine = {"format": 1, "memory": job.memory, "seed": job.seed, "tree": job.tree}
-    if path.exists():
-        if not job.resume:
-            raise UsageError(
-                f"out: {job.folder} already holds a run; allowed: resume=true, or another folder"
-            )
-        theirs = read_json(path)
-        for key in sorted((theirs["tree"].keys() | job.tree.keys()) - FREE):
-            if theirs["tree"].get(key) != job.tree.get(key):
-                raise UsageError(
-                    f"resume: {key} is {job.tree.get(key)!r}; allowed: as the run in "
-                    f"{job.folder} began, {theirs['tree'].get(key)!r}"
-                )
-    write_json(path, mine)
-
-
-def _forget_after(metrics: Path, steps: int) -> None:
-    """Drop what a killed run measured after its last checkpoint: it will be measured again."""
-    if not metrics.exists():
-        return
-    kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break  # the line that was being written when the run was killed
-        if row["steps"] <= steps:
-            kept.append(line + "\n")
-    write(metrics, "".join(kept))
 
 
 def _finite(report: Report) -> dict[str, float | int | None]:

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.base import SequenceMemory
 from engram.policies.auxiliary import Auxiliary
 from engram.policies.encoders import make_encoder, update_norms
@@ -65,6 +66,8 @@ class ActorCritic(nn.Module):
         auxiliary: dict[str, Any] | None = None,
     ):
         super().__init__()
+        if width < 1:
+            raise InvalidValueError("policy.width", width, "1 or more")
         self.encoder = make_encoder(observation_space, width, normalize=normalize)
         self.memory = memory(width)
         self.head = make_head(action_space, self.memory.d_out)

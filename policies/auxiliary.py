@@ -5,6 +5,7 @@ nothing to write without them (Lampinen et al. 2021, arXiv 2105.14039, figure 13
 2020, arXiv 2009.01719).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -143,8 +144,8 @@ class Auxiliary(nn.Module):
             ("predict", predict),
             ("recall", recall),
         ):
-            if value < 0:
-                raise InvalidValueError(f"auxiliary.{name}", value, "0 or more")
+            if not 0 <= value < math.inf:
+                raise InvalidValueError(f"auxiliary.{name}", value, "finite numbers, 0 or more")
         if horizon < 1:
             raise InvalidValueError("auxiliary.horizon", horizon, "1 or more")
         self.weights = {"reconstruct": reconstruct, "predict": predict, "recall": recall}

@@ -1,11 +1,6 @@
 """Runs from the command line: their folders, interruption, continuation and reports."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,7 +59,8 @@ def test_a_folder_with_a_run_is_not_overwritten(
     assert (tmp_path / "r/gru/seed0/metrics.jsonl").read_text() == before
     assert engram("train", "memory=gru", "seeds=1", "budget=128", "agent.clip=0.3", out,
                   "resume=true") == 2  # fmt: skip
-    assert "agent" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "agent.clip is 0.3" in error and error.strip().endswith("0.2")
 
 
 @pytest.mark.parametrize("memory", ["gru", "hcam", "memo"])
@@ -128,49 +124,3 @@ def test_a_missing_street_graph_stops_with_one_line(
     assert main(["train", *arguments, f"out={tmp_path / 'o'}"]) == 2
     error = capsys.readouterr().err
     assert "nowhere" in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_signal_saves_and_exits_with_0(
-    tmp_path: Path, number: signal.Signals, workers: int
-) -> None:
-    out = tmp_path / "s"
-    command = [sys.executable, "-m", "engram.launch.main", "compare", *QUICK, "seeds=1"]
-    command += ["memory=[gru,none]", "budget=10_000_000", f"workers={workers}", f"out={out}"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
-    )
-    metrics = out / "gru/seed0/metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(number)
-    text, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, text
-    assert "resume=true" in text
-    assert (out / "gru/seed0/checkpoint.safetensors").exists()
-    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
-
-
-def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
-    out = tmp_path / "w"
-    command = [sys.executable, "-m", "engram.launch.main", "compare", *QUICK, "seeds=1"]
-    command += ["memory=[gru,none]", "budget=10_000_000", "workers=2", f"out={out}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    metrics = out / "none/seed0/metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not metrics.exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    tasks = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not tasks.exists():
-        process.kill()
-        pytest.skip("needs Linux to find the worker processes")
-    children = [int(child) for child in tasks.read_text().split()]
-    workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-    os.kill(workers[0], signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "was killed" in error and "resume=true" in error
