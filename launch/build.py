@@ -20,6 +20,9 @@ from engram.policies import ActorCritic
 EVALUATION_SEED = 1_000_003
 """Added to a run's seed for its evaluation: no training seed comes near it."""
 
+_WRONG_SETTINGS = (TypeError, ValueError, RuntimeError, ImportError, gymnasium.error.Error)
+"""What constructors raise on values that they cannot take, or packages that are missing."""
+
 
 def build_env(
     tree: dict[str, Any], *, num_envs: int, device: torch.device, seed: int, evaluation: bool
@@ -86,6 +89,6 @@ def _plain_errors(target: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, EngramError):
             raise cause from None
-        if isinstance(cause, TypeError | ValueError | RuntimeError | gymnasium.error.Error):
+        if isinstance(cause, _WRONG_SETTINGS):
             raise EngramError(" ".join(f"{target}: {cause}".split())) from cause
         raise
