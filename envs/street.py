@@ -23,6 +23,7 @@ from engram.kernels.errors import InvalidValueError
 
 POOLS = {"train": 256, "evaluation": 64}
 """Neighbourhoods in the pool of each split, unless another number is given."""
+EIGHTHS = 8
 CITY_SEED = 0
 """The city and its pools are data, the same in every run; runs differ in their trials."""
 
@@ -41,6 +42,8 @@ class Trial(NamedTuple):
     """Step at which shortest paths alone would have reached each goal, int64."""
     here: Int[Tensor, " N"]
     """Where the walker is, int64."""
+    left: Int[Tensor, " N"]
+    """The place left last, int64; −1 at the start."""
     taken: Float[Tensor, "N 4"]
     """The exit chosen last, one-hot; zero at the start, float32."""
     time: Int[Tensor, " N"]
@@ -53,6 +56,8 @@ class Trial(NamedTuple):
     """Way walked [m], float32."""
     steps_to_goal: Float[Tensor, "N G"]
     """Steps spent on each of the first G goals, NaN for those not reached, float32."""
+    reached: Float[Tensor, "N 8"]
+    """Goals reached in each eighth of the trial, float32."""
 
 
 class Street(BatchedEnv[Trial]):
@@ -72,7 +77,9 @@ class Street(BatchedEnv[Trial]):
     step, from the same start to the same goals; `oracle_share`, their ratio, at most 1 (NaN as
     long as the oracle has none); `steps_to_goal` `[N, G]`, the steps spent on each of the first
     G = trial_steps / 5 goals, and `shortest_to_goal`, the steps needed, both NaN for goals not
-    reached; `metres` walked [m].
+    reached (late goals are reached in lucky trials alone, so both fall with n even without memory);
+    `goals_by_eighth` `[N, 8]`, those reached in each eighth of the trial, which has no such bias:
+    a walker that remembers nothing keeps its pace; `metres` walked [m].
 
     `optimum` is the exact mean over the pool of shortest paths: the best that one can do *who knows
     the neighbourhood*, so no memory quite gets there. `reactive` holds the exact means of policies
@@ -114,6 +121,7 @@ class Street(BatchedEnv[Trial]):
         places: int = 8,
         trial_steps: int = 80,
         code_bits: int = 10,
+        show_left: bool = False,
         split: str = "train",
         pool: int | None = None,
         device: torch.device | str = "cpu",
@@ -126,6 +134,7 @@ class Street(BatchedEnv[Trial]):
         if not places <= 2**code_bits <= 2**30:
             raise InvalidValueError("code_bits", code_bits, f"enough for {places} places, to 30")
         self.places, self.trial_steps, self.code_bits = places, trial_steps, code_bits
+        self.show_left = show_left
         self.goals_shown = max(1, trial_steps // 5)
         city = _city(graph)
         self.neighbourhoods = sample_neighbourhoods(
@@ -143,6 +152,8 @@ class Street(BatchedEnv[Trial]):
         self.chance = max(self.reactive.values())
         self._lay_out(self.neighbourhoods, torch.device(device))
         widths = {"place": code_bits, "goal": code_bits, "exits": EXITS, "taken": EXITS}
+        if show_left:
+            widths["left"] = code_bits
         spaces: dict[str, gymnasium.Space] = {
             name: gymnasium.spaces.Box(0, 1, (n,), np.float32) for name, n in widths.items()
         }
@@ -162,6 +173,7 @@ class Street(BatchedEnv[Trial]):
         self._hops = torch.from_numpy(pool.hops).to(device).flatten()
         self._exit = torch.from_numpy(pool.exit).to(device).flatten()
         self._slot = torch.arange(self.goals_shown, device=device)
+        self._eighth = torch.arange(EIGHTHS, device=device)
         self._one_hot = torch.eye(EXITS, device=device)
 
     def draw(self, count: int) -> Trial:
@@ -179,12 +191,14 @@ class Street(BatchedEnv[Trial]):
             route=route,
             due=legs.cumsum(dim=1),
             here=route[:, 0].clone(),
+            left=zero - 1,
             taken=taken,
             time=zero,
             since=zero.clone(),
             goals=zero.clone(),
             metres=zero.float(),
             steps_to_goal=spent,
+            reached=torch.zeros(count, EIGHTHS, device=self.device),
         )
 
     def _draw_codes(self, count: int) -> Float[Tensor, "{count} places code_bits"]:
@@ -202,12 +216,16 @@ class Street(BatchedEnv[Trial]):
     def observe(self) -> dict[str, Float[Tensor, "N _"]]:
         """Return the codes of here and of the goal, the exits, and the exit chosen last."""
         world = self.worlds
-        return {
+        seen = {
             "place": world.code[self._row, world.here % self.places],
             "goal": world.code[self._row, self._goal() % self.places],
             "exits": self._exits[world.here],
             "taken": world.taken.clone(),
         }
+        if self.show_left:
+            code = world.code[self._row, world.left % self.places]
+            seen["left"] = torch.where(world.left[:, None] < 0, 0.0, code)
+        return seen
 
     def advance(self, action: Tensor) -> Step:
         """Leave by an exit; at the goal, score and set the next one."""
@@ -216,15 +234,18 @@ class Street(BatchedEnv[Trial]):
         here, time = self._behind[leaving], old.time + 1
         arrived = here == self._goal()
         spent = (time - old.since).float()[:, None]
+        eighth = old.time * EIGHTHS // self.trial_steps
         scored = arrived[:, None] & (self._slot == old.goals[:, None])
         self.worlds = old._replace(
             here=here,
+            left=old.here,
             taken=self._one_hot[action],
             time=time,
             since=torch.where(arrived, time, old.since),
             goals=old.goals + arrived,
             metres=old.metres + self._length[leaving],
             steps_to_goal=torch.where(scored, spent, old.steps_to_goal),
+            reached=old.reached + (arrived[:, None] & (self._eighth == eighth[:, None])),
         )
         truncated = time == self.trial_steps
         never = torch.zeros_like(truncated)
@@ -254,6 +275,7 @@ class Street(BatchedEnv[Trial]):
             "oracle_share": goals / oracle_goals,
             "steps_to_goal": world.steps_to_goal.clone(),
             "shortest_to_goal": torch.where(world.steps_to_goal.isnan(), torch.nan, shortest),
+            "goals_by_eighth": world.reached.clone(),
             "metres": world.metres.clone(),
         }
 

@@ -24,8 +24,8 @@ def draw(
 ) -> bytes:
     """Return a PNG: learning curves with bands, and the final scores on fresh episodes.
 
-    The band is the range of the seeds; the line their mean. Where a measurement has several
-    numbers (steps to the n-th goal of a trial), a third panel shows them.
+    The band is the range of the seeds; the line their mean. Every measurement of several
+    numbers (steps to the n-th goal of a trial) has a panel below.
 
     Args:
         title: Above the curves.
@@ -36,11 +36,17 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    series = [name for name, values in found[0].measurements.items() if len(values) > 1][:1]
-    panels = 2 + len(series)
-    figure = Figure(figsize=(5.2 * panels, 4), layout="constrained")
+    series = [name for name, values in found[0].measurements.items() if len(values) > 1]
+    rows = -(-len(series) // 3)
+    figure = Figure(figsize=(15.6 if series else 10.4, 4 * (1 + rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, width_ratios=[3, 2, 3][:panels])
+    top, *below = figure.subfigures(1 + rows, 1, squeeze=False)[:, 0]
+    axes = list(top.subplots(1, 2, width_ratios=[3, 2]))
+    for row, part in enumerate(below):
+        places = part.subplots(1, min(3, len(series)), squeeze=False)[0]
+        for axis in places[len(series) - 3 * row :]:
+            axis.set_visible(False)
+        axes += list(places)
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(curves)}
     for name, curve in curves.items():
         steps, scores = thin(curve, log_free_points)
@@ -69,11 +75,11 @@ def draw(
         axes[1].plot([place] * len(row.scores), row.scores, "_", color=colour[row.memory])
     axes[1].set_xticks(range(len(found)), [row.memory for row in found])
     axes[1].set(title="fresh episodes, mean ± 95 % over seeds", ylabel="return per episode")
-    for name in series:
+    for axis, name in zip(axes[2:], series, strict=False):
         for row in found:
             values = np.array([np.nan if v is None else v for v in row.measurements[name]])
-            axes[2].plot(np.arange(1, len(values) + 1), values, ".-", color=colour[row.memory])
-        axes[2].set(title=name.replace("_", " "), xlabel="n")
+            axis.plot(np.arange(1, len(values) + 1), values, ".-", color=colour[row.memory])
+        axis.set(title=f"{name.replace('_', ' ')} (fresh episodes)", xlabel="n")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()

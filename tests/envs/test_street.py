@@ -96,13 +96,15 @@ def test_turning_right_around_the_block_by_hand():
 def test_shortest_paths_reach_what_the_oracle_counts():
     env = Street(64, split="evaluation", pool=32, trial_steps=40, seed=3)
     env.reset(seed=3)
-    returns = torch.zeros(64)
-    for _ in range(40):
+    returns, pace = torch.zeros(64), torch.zeros(64, 8)
+    for step in range(40):
         _, reward, _, truncated, info = env.step(env.shortest_action())
         returns += reward
+        pace[:, step // 5] += reward
         assert torch.equal(info["goals"], info["oracle_goals"])
     assert truncated.all()
     assert torch.equal(info["goals"], returns)
+    assert torch.equal(info["goals_by_eighth"], pace)
     assert (info["oracle_share"] == 1).all()
     assert info["steps_to_goal"].shape == (64, 8)
     assert torch.equal(info["steps_to_goal"], info["shortest_to_goal"])
@@ -323,3 +325,14 @@ def test_worlds_live_on_the_gpu():
         observation, _, _, truncated, info = env.step(env.shortest_action())
     assert truncated.all() and (info["oracle_share"] == 1).all()
     assert all(part.is_cuda for part in (*observation.values(), *info["final_obs"].values()))
+
+
+def test_the_place_left_is_shown_where_asked_for():
+    env = Street(16, pool=8, show_left=True, seed=5)
+    before, _ = env.reset(seed=5)
+    assert not before["left"].any()
+    for _ in range(20):
+        after, *_ = env.step(env.shortest_action())
+        assert torch.equal(after["left"], before["place"])
+        before = after
+    assert "left" not in Street(1, pool=8).single_observation_space.spaces
