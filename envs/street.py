@@ -70,8 +70,10 @@ class Street(BatchedEnv[Trial]):
     `trial_steps` steps.
 
     The observation holds, as float32 zeros and ones, `place` and `goal` (codes), `exits` (which
-    of north, east, south and west exist) and `taken` (the exit chosen last, existing or not; zero
-    at the start), which a memory needs to tell what led here.
+    of north, east, south and west exist), `taken` (the exit chosen last, existing or not) and
+    `left` (the code of the place it was chosen at), both zero at the start. `left`, `taken` and
+    `place` are the transition that the paper's episodic memory stores; without `left`, no single
+    layer of attention can tell which exit leads where.
 
     Measurements: `goals` reached; `oracle_goals`, those that shortest paths reach by the same
     step, from the same start to the same goals; `oracle_share`, their ratio, at most 1 (NaN as
@@ -83,10 +85,10 @@ class Street(BatchedEnv[Trial]):
 
     `optimum` is the exact mean over the pool of shortest paths: the best that one can do *who knows
     the neighbourhood*, so no memory quite gets there. `reactive` holds the exact means of policies
-    that remember nothing, for which `exits` and `taken` suffice: `random_walk` over existing
-    exits, `onward_walk` which turns back at dead ends only, and `right_hand` which turns right
-    wherever possible. The last two reach twice the goals of the first; `chance` is the largest of
-    the three, and the best without memory that we know of.
+    that remember nothing: `random_walk` over existing exits, `onward_walk` which turns back at dead
+    ends only, and `right_hand` which turns right wherever possible; with `show_left`, also those
+    that return at once where the new goal is the place just left, which is not always worth it.
+    `chance` is the largest of all, and the best without memory that we know of.
 
     The defaults are for small agents: 8 places among 1024 codes are easy to tell apart, and 80
     steps leave time to profit from what the first 20 taught. Shortest paths then reach 33.5 goals
@@ -105,6 +107,7 @@ class Street(BatchedEnv[Trial]):
         places: Places in a neighbourhood.
         trial_steps: Steps in a trial.
         code_bits: Bits in the code of a place.
+        show_left: Whether the place left last is part of the observation.
         split: Which side of the city the neighbourhoods are of, `train` or `evaluation`.
         pool: Neighbourhoods in the pool; `POOLS` if None.
         device: Where every tensor lives.
@@ -121,7 +124,7 @@ class Street(BatchedEnv[Trial]):
         places: int = 8,
         trial_steps: int = 80,
         code_bits: int = 10,
-        show_left: bool = False,
+        show_left: bool = True,
         split: str = "train",
         pool: int | None = None,
         device: torch.device | str = "cpu",
@@ -146,8 +149,11 @@ class Street(BatchedEnv[Trial]):
         )
         self.optimum = return_of_shortest_paths(self.neighbourhoods, trial_steps)
         self.reactive = {
-            name: return_of_turns(self.neighbourhoods, trial_steps, weights)
+            f"{name}_returning" if returning else name: return_of_turns(
+                self.neighbourhoods, trial_steps, weights, returning=returning
+            )
             for name, weights in TURNS.items()
+            for returning in ([False, True] if show_left else [False])
         }
         self.chance = max(self.reactive.values())
         self._lay_out(self.neighbourhoods, torch.device(device))

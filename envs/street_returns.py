@@ -26,7 +26,11 @@ def return_of_shortest_paths(pool: Neighbourhoods, steps: int) -> float:
 
 
 def return_of_turns(
-    pool: Neighbourhoods, steps: int, weights: tuple[float, float, float, float]
+    pool: Neighbourhoods,
+    steps: int,
+    weights: tuple[float, float, float, float],
+    *,
+    returning: bool = False,
 ) -> float:
     """Mean goals reached in `steps` steps by choosing among turns, relative to the last exit.
 
@@ -35,6 +39,9 @@ def return_of_turns(
         steps: Steps in a trial.
         weights: Of right, straight on, left and back; an existing exit is taken with a probability
             in proportion to the weight of its turn. At the start the last exit is north.
+        returning: Whether the policy turns back where the goal lies behind it, as one can that
+            sees the code of the place it left. Where streets bend so that the way back is another
+            exit, this is slightly more than one can.
     """
     count, places, _ = pool.neighbour.shape
     last, exit_ = np.arange(EXITS)[:, None], np.arange(EXITS)
@@ -49,7 +56,23 @@ def return_of_turns(
     walk[rows, here, last, pool.neighbour[:, :, None, :], exit_] = share  # -1: the spare last one
     states = places * EXITS
     walk = walk[:, :, :, :places].reshape(count, states, states)
-    return _mean_goals(pool, steps, lambda worth: walk @ worth, headings=EXITS)
+
+    back = (np.arange(EXITS) + EXITS // 2) % EXITS
+    behind = pool.neighbour[:, :, back].reshape(count, states)  # of (place, last exit)
+    there = np.where(behind >= 0, behind * EXITS + np.tile(back, places), 0)
+    goal_behind = behind[..., None] == np.arange(places)  # [K, S, goal]
+
+    def walk_or_return(worth: Float[np.ndarray, "K S P"]) -> Float[np.ndarray, "K S P"]:
+        returned = np.take_along_axis(worth, there[..., None], axis=1)
+        return np.where(goal_behind, returned, walk @ worth)
+
+    return _mean_goals(
+        pool,
+        steps,
+        walk_or_return if returning else lambda worth: walk @ worth,
+        headings=EXITS,
+        first=lambda worth: walk @ worth,  # nothing lies behind the start
+    )
 
 
 def _mean_goals(
@@ -57,6 +80,7 @@ def _mean_goals(
     steps: int,
     move: Callable[[Float[np.ndarray, "K S P"]], Float[np.ndarray, "K S P"]],
     headings: int = 1,
+    first: Callable[[Float[np.ndarray, "K S P"]], Float[np.ndarray, "K S P"]] | None = None,
 ) -> float:
     """Value of a policy, averaged over neighbourhoods, starts and goals.
 
@@ -69,11 +93,13 @@ def _mean_goals(
         steps: Steps in a trial.
         move: Takes W[s', g] to its expectation [s, g], for each neighbourhood.
         headings: States per place; state `place * headings` is the one at the start.
+        first: The same for the first step, if it is another.
     """
     count, places, _ = pool.neighbour.shape
     elsewhere = np.repeat(~np.eye(places, dtype=bool), headings, axis=0)  # [S, P]
     value = np.zeros((count, *elsewhere.shape))
-    for _ in range(steps):
+    for left in range(steps):
         renewed = 1 + value.mean(axis=2, where=elsewhere)
-        value = move(np.where(elsewhere, value, renewed[:, :, None]))
+        step = first if first is not None and left == steps - 1 else move
+        value = step(np.where(elsewhere, value, renewed[:, :, None]))
     return float(value[:, ::headings].mean(where=elsewhere[::headings]))

@@ -111,9 +111,10 @@ def test_shortest_paths_reach_what_the_oracle_counts():
     assert not info["steps_to_goal"].isnan().any()
 
 
+@pytest.mark.parametrize("show_left", [False, True])
 @pytest.mark.parametrize("policy", ["shortest", "random_walk", "onward_walk", "right_hand"])
-def test_exact_returns_agree_with_play(policy: str):
-    env = Street(2048, pool=64, trial_steps=30, seed=5)
+def test_exact_returns_agree_with_play(policy: str, show_left: bool):
+    env = Street(2048, pool=64, trial_steps=30, show_left=show_left, seed=5)
     preference = {
         "random_walk": [1, 1, 1, 1],
         "onward_walk": [1, 1, 1, 1e-9],
@@ -130,9 +131,13 @@ def test_exact_returns_agree_with_play(policy: str):
             weight *= torch.tensor(preference[policy], dtype=torch.float64)
             choice = (weight / torch.empty_like(weight).exponential_()).argmax(1, keepdim=True)
             action = order.gather(1, choice).squeeze(1)
+            if show_left:
+                returning = (observation["left"] == observation["goal"]).all(dim=1)
+                action = torch.where(returning, order[:, 3], action)
         observation, _, _, _, info = env.step(action)
     goals = info["goals"]
-    expected = env.optimum if policy == "shortest" else env.reactive[policy]
+    name = f"{policy}_returning" if show_left else policy
+    expected = env.optimum if policy == "shortest" else env.reactive[name]
     assert expected is not None
     assert goals.mean().item() == pytest.approx(expected, abs=4 * (goals.std() / 2048**0.5).item())
 
@@ -335,4 +340,6 @@ def test_the_place_left_is_shown_where_asked_for():
         after, *_ = env.step(env.shortest_action())
         assert torch.equal(after["left"], before["place"])
         before = after
-    assert "left" not in Street(1, pool=8).single_observation_space.spaces
+    blind = Street(1, pool=8, show_left=False)
+    assert "left" not in blind.single_observation_space.spaces
+    assert len(env.reactive) == 2 * len(blind.reactive)
