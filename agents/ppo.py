@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from engram.agents.returns import generalized_advantages, normalize
-from engram.agents.rollout import Rollout
+from engram.agents.rollout import Rollout, mixed_precision
 from engram.agents.seeds import derive
 from engram.kernels.errors import InvalidValueError
 from engram.memory import state as states
@@ -56,7 +56,7 @@ class PPOSettings:
     refresh: bool = False
     """Whether stored memory states are computed anew with the present weights before an epoch."""
     bfloat16: bool = False
-    """Whether the forward pass runs in bfloat16; CUDA only."""
+    """Whether products run in bfloat16, acting and learning alike; made for CUDA."""
     compile: bool = False
     """Whether the policy is compiled by torch.compile."""
 
@@ -111,8 +111,6 @@ class PPO:
     def __init__(self, policy: ActorCritic, settings: PPOSettings, *, seed: int):
         self.policy, self.settings = policy, settings
         device = policy.value.weight.device
-        if settings.bfloat16 and device.type != "cuda":
-            raise InvalidValueError("agent.bfloat16", True, f"false on device {device.type!r}")
         self.optimizer = torch.optim.Adam(
             policy.parameters(), lr=settings.learning_rate, eps=1e-5, fused=True
         )
@@ -164,7 +162,8 @@ class PPO:
         """Compute the states before all chunks but the first anew, with the present weights."""
         chunk = self.settings.chunk
         kept = [states.snapshot(rollout.states[0])]
-        with torch.no_grad():
+        device = rollout.reward.device
+        with torch.no_grad(), mixed_precision(device, enabled=self.settings.bfloat16):
             for first in range(0, len(rollout.reward) - chunk, chunk):
                 inputs = states.tree_map(lambda x, f=first: x[f : f + chunk], rollout.inputs)
                 _, state = self.policy(inputs, states.snapshot(kept[-1]))
@@ -177,7 +176,7 @@ class PPO:
         L = E[max(−A ρ, −A clip(ρ, 1 ± ε))] + c_v ½ E[(V − R)²] − c_e E[H] + auxiliary losses.
         """
         settings = self.settings
-        with torch.autocast("cuda", torch.bfloat16, enabled=settings.bfloat16):
+        with mixed_precision(batch.advantage.device, enabled=settings.bfloat16):
             output, _ = self.evaluate(batch.inputs, batch.state)
             auxiliary = self._auxiliary(output.features, batch)
         log_ratio = output.policy.log_prob(batch.action) - batch.log_prob

@@ -9,7 +9,7 @@ from torch import Tensor
 from engram.agents.seeds import derive
 from engram.envs.vector import Stream
 from engram.memory import state as states
-from engram.policies.actor_critic import ActorCritic, Inputs
+from engram.policies.actor_critic import ActorCritic, Inputs, Output
 
 
 class Rollout(NamedTuple):
@@ -52,10 +52,11 @@ class Collector:
         stream: The environment.
         policy: Who acts.
         seed: Seed of actions, of what the memory draws, and of the environment.
+        bfloat16: Whether the policy runs in mixed precision, as it will where it learns.
     """
 
-    def __init__(self, stream: Stream, policy: ActorCritic, *, seed: int):
-        self.stream, self.policy = stream, policy
+    def __init__(self, stream: Stream, policy: ActorCritic, *, seed: int, bfloat16: bool = False):
+        self.stream, self.policy, self.bfloat16 = stream, policy, bfloat16
         self.generator = torch.Generator(stream.device).manual_seed(derive(seed, "act"))
         self.batch = stream.env.num_envs
         self.begin(derive(seed, "worlds"))
@@ -90,7 +91,7 @@ class Collector:
         for t in range(steps):
             if t % chunk == 0:
                 kept.append(states.snapshot(state))
-            output, state = self.policy.step(inputs, state)
+            output, state = self._decide(inputs, state)
             action = output.policy.sample(self.generator)
             step = self.stream.step(self.policy.head.to_env(action))
             done = step.terminated | step.truncated
@@ -98,12 +99,12 @@ class Collector:
             final = torch.zeros_like(output.value)
             if self.stream.truncates and bool(step.truncated.any()):
                 last = Inputs(step.final_observation, action, step.reward, torch.zeros_like(done))
-                final = self.policy.step(last, states.snapshot(state))[0].value
+                final = self._decide(last, states.snapshot(state))[0].value
             rows.append((inputs, action, output.policy.log_prob(action), output.value, final))
             ends.append((step, torch.where(done, score, torch.nan)))
             score = torch.where(done, 0.0, score)
             inputs = Inputs(step.observation, action, step.reward, step.start)
-        last_value = self.policy.step(inputs, states.snapshot(state))[0].value
+        last_value = self._decide(inputs, states.snapshot(state))[0].value
         self.cursor = Cursor(inputs, state, score)
         names = [k for k, v in ends[0][0].info.items() if isinstance(v, Tensor) and k != "start"]
         return Rollout(
@@ -122,3 +123,15 @@ class Collector:
             },
             scores=torch.stack([ended for _, ended in ends]),
         )
+
+    def _decide(self, inputs: Inputs, state: Any) -> tuple[Output, Any]:
+        with mixed_precision(self.stream.device, enabled=self.bfloat16):
+            return self.policy.step(inputs, state)
+
+
+def mixed_precision(device: torch.device, *, enabled: bool) -> torch.autocast:
+    """Return the context in which products run in bfloat16; states and losses stay float32.
+
+    Acting and learning share it: the ratio of their probabilities starts from 1.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

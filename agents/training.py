@@ -54,7 +54,7 @@ class Training:
             raise InvalidValueError("budget", budget, "1 or more")
         self.stream, self.policy, self.seed, self.budget = stream, policy, seed, budget
         self.learner = PPO(policy, settings, seed=seed)
-        self.collector = Collector(stream, policy, seed=seed)
+        self.collector = Collector(stream, policy, seed=seed, bfloat16=settings.bfloat16)
         self.steps = 0
         self.seconds = 0.0
 

@@ -17,7 +17,7 @@ from engram.agents.rollout import Collector
 from engram.envs.chain import ChainBit
 from engram.envs.vector import BatchedEnv, Step, Stream
 from engram.kernels.errors import InvalidValueError
-from engram.memory.sequence import GRU, Block, NoMemory
+from engram.memory.sequence import GRU, HCAM, Block, Memo, NoMemory
 from engram.policies import ActorCritic
 
 
@@ -195,9 +195,22 @@ def test_a_setting_that_cannot_work_is_refused_by_name(setting: dict[str, Any]) 
         dataclasses.replace(SETTINGS, **setting)
 
 
-def test_bfloat16_is_refused_on_the_cpu() -> None:
-    with pytest.raises(InvalidValueError, match=r"agent\.bfloat16 is True; allowed: .*'cpu'"):
-        build(dataclasses.replace(SETTINGS, bfloat16=True), memory=GRU, width=8)
+@pytest.mark.parametrize("memory", [NoMemory, GRU, HCAM, Memo])
+def test_in_bfloat16_the_ratio_starts_from_1_as_acting_uses_it_too(memory: Any) -> None:
+    settings = dataclasses.replace(SETTINGS, bfloat16=True, epochs=1, minibatches=1)
+    policy: dict[str, Any] = {"memory": lambda width: Block(memory(width)), "width": 32}
+
+    def error(collector: Collector, learner: PPO) -> float:
+        rollout = collector.collect(10, chunk=5)
+        assert rollout.log_prob.dtype == rollout.value.dtype == torch.float32
+        return learner.update(rollout, progress=0.0)["ratio_error"]
+
+    learner, collector = build(settings, **policy)
+    collector.bfloat16 = True
+    alike = error(collector, learner)
+    learner, collector = build(settings, **policy)
+    assert alike < error(collector, learner) / 3
+    assert alike < 2e-3
 
 
 @pytest.mark.gpu
@@ -208,7 +221,9 @@ def test_bfloat16_learns_on_the_gpu(auxiliary: dict[str, float]) -> None:
         env.single_observation_space, env.single_action_space, GRU, width=8, auxiliary=auxiliary
     ).to("cuda")
     learner = PPO(actor, dataclasses.replace(SETTINGS, bfloat16=True), seed=0)
-    told = learner.update(Collector(Stream(env), actor, seed=0).collect(10, chunk=5), progress=0.0)
+    told = learner.update(
+        Collector(Stream(env), actor, seed=0, bfloat16=True).collect(10, chunk=5), progress=0.0
+    )
     assert all(np.isfinite(value) for value in told.values())
 
 
