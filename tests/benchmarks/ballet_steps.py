@@ -4,6 +4,7 @@ import argparse
 import time
 
 import torch
+from measure import Limit, Row
 
 from engram.envs.ballet import Ballet
 
@@ -27,6 +28,14 @@ def rate(env: Ballet, *, seconds: float) -> float:
             torch.cuda.synchronize()
         rates.append(steps * env.num_envs / (time.perf_counter() - begin))
     return sorted(rates)[2]
+
+
+def rows(rounds: int) -> list[Row]:
+    """Measure the symbolic environment; the median of five runs a round, the best round."""
+    limit = Limit("≥", 1_000_000)
+    value = max(rate(Ballet(512, dances=2), seconds=1.0) for _ in range(rounds))
+    quantity = "Ballet, symbols, 512 worlds [environment steps/s]"
+    return [Row(quantity, f"{value:,.0f}", "", None, None, str(limit), limit.holds(value))]
 
 
 def main() -> None:
