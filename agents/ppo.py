@@ -135,19 +135,9 @@ class PPO:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         entropy_weight = _schedule(settings.entropy, settings.final_entropy, progress)
-        advantage = generalized_advantages(
-            rollout.reward,
-            rollout.value,
-            rollout.last_value,
-            rollout.terminated,
-            rollout.truncated,
-            rollout.final_value,
-            discount=settings.discount,
-            trace=settings.trace,
-        )
         totals: dict[str, Tensor] = {}
         updates = 0
-        batch = chunked(rollout, advantage, settings.chunk)
+        batch = chunked(rollout, self.advantages(rollout), settings.chunk)
         for epoch in range(settings.epochs):
             if settings.refresh and epoch:
                 batch = batch._replace(state=self.refreshed(rollout))
@@ -157,6 +147,23 @@ class PPO:
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, torch.zeros_like(loss)) + loss
         return {name: float(total) / updates for name, total in totals.items()}
+
+    def advantages(self, rollout: Rollout) -> Tensor:
+        """Estimate the advantage of every action, `[R, B]`.
+
+        Returns end where memory does, at the end of a trial (Duan et al. 2016, arXiv 1611.02779):
+        to the last action of its first episode, the next one is worth something.
+        """
+        return generalized_advantages(
+            rollout.reward,
+            rollout.value,
+            rollout.last_value,
+            rollout.terminated & rollout.restarted,
+            rollout.truncated & rollout.restarted,
+            rollout.final_value,
+            discount=self.settings.discount,
+            trace=self.settings.trace,
+        )
 
     def refreshed(self, rollout: Rollout) -> Any:
         """Compute the states before all chunks but the first anew, with the present weights."""

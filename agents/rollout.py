@@ -24,8 +24,11 @@ class Rollout(NamedTuple):
     reward: Float[Tensor, "R B"]
     terminated: Bool[Tensor, "R B"]
     truncated: Bool[Tensor, "R B"]
+    restarted: Bool[Tensor, "R B"]
+    """Whether a new memory scope begins after the step: an episode, or a trial of several."""
     final_value: Float[Tensor, "R B"]
-    """Value of the last observation of a truncated episode, with the memory before the reset."""
+    """Value of the last observation where an episode was truncated and its scope ended with it,
+    with the memory before the reset."""
     last_value: Float[Tensor, " B"]
     """Value of the observation after the last step."""
     states: list[Any]
@@ -97,7 +100,8 @@ class Collector:
             done = step.terminated | step.truncated
             score = score + step.reward
             final = torch.zeros_like(output.value)
-            if self.stream.truncates and bool(step.truncated.any()):
+            # To look costs a host round trip per step, in environments that truncate at all.
+            if self.stream.truncates and bool((step.truncated & step.start).any()):
                 last = Inputs(step.final_observation, action, step.reward, torch.zeros_like(done))
                 final = self._decide(last, states.snapshot(state))[0].value
             rows.append((inputs, action, output.policy.log_prob(action), output.value, final))
@@ -115,6 +119,7 @@ class Collector:
             reward=torch.stack([step.reward for step, _ in ends]),
             terminated=torch.stack([step.terminated for step, _ in ends]),
             truncated=torch.stack([step.truncated for step, _ in ends]),
+            restarted=torch.stack([step.start for step, _ in ends]),
             final_value=torch.stack([row[4] for row in rows]),
             last_value=last_value,
             states=kept,
@@ -132,6 +137,7 @@ class Collector:
 def mixed_precision(device: torch.device, *, enabled: bool) -> torch.autocast:
     """Return the context in which products run in bfloat16; states and losses stay float32.
 
-    Acting and learning share it: the ratio of their probabilities starts from 1.
+    Acting and learning share it: the ratio of their probabilities starts from 1, but for products
+    that round differently in a sequence and in a step.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

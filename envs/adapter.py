@@ -149,9 +149,10 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
     def measure(self, name: str, info: dict[str, Any]) -> Tensor:
         """Read a number from the copies' info, of the old episode where one just ended."""
         value = np.full(self.num_envs, np.nan, dtype=np.float32)
-        for source in (info, info.get("final_info", {})):
+        ended = info.get("_final_info", np.zeros(self.num_envs, dtype=bool))
+        for source, rows in ((info, ~ended), (info.get("final_info", {}), ended)):
             if name in source:
-                given = source[f"_{name}"]
+                given = source[f"_{name}"] & rows
                 value[given] = source[name][given]
         return torch.as_tensor(value, device=self.device)
 

@@ -56,6 +56,11 @@ class Decoder(nn.Module):
             self.entries = int(np.prod(space.shape or (1,)))
         else:
             raise InvalidValueError("observation space", space, "those that have an encoder")
+        first = getattr(space, "start", 0)  # of Discrete and MultiDiscrete
+        self.first: Tensor | None
+        self.register_buffer(
+            "first", torch.as_tensor(first) if np.any(first) else None, persistent=False
+        )
         outputs = self.entries * (self.classes if self.classes > 2 else 1)
         self.out = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, outputs))
 
@@ -70,8 +75,7 @@ class Decoder(nn.Module):
             parts = zip(self.space, self.parts, strict=True)
             losses = [part(code, target[name], generator) for name, part in parts]
             return torch.stack(losses).mean(0)
-        if isinstance(self.space, spaces.Discrete | spaces.MultiDiscrete):
-            target = target - torch.as_tensor(self.space.start, device=target.device)
+        target = target if self.first is None else target - self.first
         target = flatten_tail(target, self.axes)
         if self.classes > 2:
             return self._symbols(code, target.long(), generator)

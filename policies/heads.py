@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engram.kernels.errors import InvalidValueError
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
-QUADRATURE = (_NODES, _WEIGHTS / _WEIGHTS.sum())
+QUADRATURE = torch.as_tensor(np.stack([_NODES, _WEIGHTS / _WEIGHTS.sum()]))
 """Nodes and weights of an expectation under N(0, 1)."""
 
 
@@ -91,10 +91,20 @@ class SquashedGaussian(Distribution):
 
     Actions are handed around as u, before the squashing: inverting tanh near its ends would lose
     the digits that the importance ratio needs.
+
+    Args:
+        mean: μ.
+        log_std: log σ.
+        quadrature: Nodes and weights for the entropy; `QUADRATURE`, wherever it is kept.
     """
 
-    def __init__(self, mean: Float[Tensor, "*n A"], log_std: Float[Tensor, "*n A"]):
-        self.mean, self.log_std = mean, log_std
+    def __init__(
+        self,
+        mean: Float[Tensor, "*n A"],
+        log_std: Float[Tensor, "*n A"],
+        quadrature: Float[Tensor, "2 32"] = QUADRATURE,
+    ):
+        self.mean, self.log_std, self.quadrature = mean, log_std, quadrature
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw u."""
@@ -119,10 +129,7 @@ class SquashedGaussian(Distribution):
         The expectation bounds the entropy by that of uniform actions. Its value at the mean would
         not: an entropy bonus would widen σ until every action lies at a bound.
         """
-        node, weight = (
-            torch.as_tensor(part, dtype=self.mean.dtype, device=self.mean.device)
-            for part in QUADRATURE
-        )
+        node, weight = self.quadrature.to(self.mean)
         u = self.mean[..., None] + self.log_std.exp()[..., None] * node
         squash = (2 * (math.log(2) - u - F.softplus(-2 * u)) * weight).sum(-1)
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e) + squash).sum(-1)
@@ -201,13 +208,17 @@ class ContinuousHead(Head):
         self.log_std = nn.Parameter(torch.full((self.size,), -0.5))
         self.low: Tensor
         self.high: Tensor
+        # On the policy's device: a copy from the host, each time, would wait for it.
+        self.quadrature: Tensor
+        self.register_buffer("quadrature", QUADRATURE.float(), persistent=False)
         self.register_buffer("low", low.float(), persistent=False)
         self.register_buffer("high", high.float(), persistent=False)
 
     def forward(self, features: Float[Tensor, "*n D"]) -> Distribution:
         """Return the squashed Gaussian."""
         mean = at_least_float32(self.mean(features))
-        return SquashedGaussian(mean, self.log_std.clamp(-5, 2).expand_as(mean))
+        log_std = self.log_std.clamp(-5, 2).expand_as(mean)
+        return SquashedGaussian(mean, log_std, self.quadrature)
 
     def to_env(self, action: Tensor) -> Tensor:
         """Squash and scale to the bounds."""

@@ -49,7 +49,7 @@ class SequenceMemory(nn.Module, abc.ABC, Generic[S]):
         return y[0], state
 
     def reset(self, state: S, mask: Bool[Tensor, " B"]) -> S:
-        """Empty the memory of the environments in `mask`; a loop that passes `start` needs none."""
+        """Empty the memory of some environments, as passing `start` does without a reset."""
         return states.where(mask, self.initial_state(len(mask)), state)
 
     def randomize(self, state: S, seeds: Int[Tensor, " B"]) -> S:

@@ -59,6 +59,10 @@ class Block(SequenceMemory[Any]):
         read, state = self.memory.step(self.norm(x), state, start)
         return self._combine(x, read), state
 
+    def reset(self, state: Any, mask: Bool[Tensor, " B"]) -> Any:
+        """Empty the memory inside."""
+        return self.memory.reset(state, mask)
+
     def randomize(self, state: Any, seeds: Int[Tensor, " B"]) -> Any:
         """Seed the memory inside."""
         return self.memory.randomize(state, seeds)
@@ -108,6 +112,11 @@ class Chain(SequenceMemory[Any]):
             x, part = memory.step(x, part, start)
             after.append(part)
         return x, tuple(after)
+
+    def reset(self, state: Any, mask: Bool[Tensor, " B"]) -> Any:
+        """Empty every part."""
+        parts = zip(self._parts(), state, strict=True)
+        return tuple(memory.reset(part, mask) for memory, part in parts)
 
     def randomize(self, state: Any, seeds: Int[Tensor, " B"]) -> Any:
         """Seed every part."""

@@ -137,10 +137,18 @@ class Memo(SequenceMemory[MemoState]):
         """Draw segment lengths from `seeds`, beginning with the segment that is being read."""
         return state._replace(seed=mix(seeds) | 1)
 
+    def reset(self, state: MemoState, mask: Bool[Tensor, " B"]) -> MemoState:
+        """Empty the memory of some environments; lengths stay drawn where they were."""
+        seed = next_seed(state.seed, mask.to(torch.int64))
+        return super().reset(state, mask)._replace(seed=seed)
+
     def step(
         self, x: Float[Tensor, "B D"], state: MemoState, start: Bool[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B D"], MemoState]:
-        """Read one input; condense the segment in those environments where it completes one."""
+        """Read one input; condense the segment in those environments where it completes one.
+
+        The host asks the device twice: how much the states hold, and which segments end.
+        """
         place, segment = (torch.where(start, 0, part) for part in (state.place, state.segment))
         seed = next_seed(state.seed, start.to(torch.int64))
         segments, places = torch.stack([segment.max(), place.max()]).tolist()

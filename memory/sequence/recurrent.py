@@ -83,6 +83,9 @@ def run_recurrent(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a one-layer recurrent kernel through a chunk, restarting where scopes begin.
 
+    It runs in the precision of its parameters: autocast would run it in float16 on a GPU,
+    whatever type was asked for.
+
     Args:
         kernel: The network.
         x: Inputs.
@@ -92,6 +95,18 @@ def run_recurrent(
     Returns:
         Outputs `[T, B, H]` and the hidden vectors after the last input.
     """
+    dtype = next(kernel.parameters()).dtype
+    with torch.autocast(x.device.type, enabled=False):
+        return _run_cut(kernel, x.to(dtype), tuple(part.to(dtype) for part in hidden), start)
+
+
+def _run_cut(
+    kernel: nn.GRU | nn.LSTM,
+    x: Float[Tensor, "T B D"],
+    hidden: tuple[Tensor, ...],
+    start: Bool[Tensor, "T B"],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`run_recurrent` in one call of the kernel per cut, while cuts are few."""
     cuts = [0] if len(start) == 1 else [0, *(1 + start[1:].any(1).nonzero().flatten()).tolist()]
     if len(cuts) > MOST_CUTS:
         return _run_packed(kernel, x, _restarted(hidden, start[0]), start)
@@ -99,7 +114,7 @@ def run_recurrent(
     for first, end in pairwise([*cuts, len(start)]):
         entry = tuple(part[None] for part in _restarted(hidden, start[first]))
         y, last = kernel(x[first:end], _to_kernel(entry))
-        hidden = tuple(part[0].to(hidden[0].dtype) for part in _from_kernel(last))
+        hidden = tuple(part[0] for part in _from_kernel(last))
         parts.append(y)
     return torch.cat(parts) if len(parts) > 1 else parts[0], hidden
 
@@ -127,7 +142,7 @@ def _run_packed(
     packed = PackedSequence(rows[source], packing.batch_sizes)
     y_packed, last = kernel(packed, _to_kernel(entry))
     y = rearrange(y_packed.data[packing.position], "(B T) H -> T B H", T=len(start))
-    return y, tuple(part[0, packing.last].to(hidden[0].dtype) for part in _from_kernel(last))
+    return y, tuple(part[0, packing.last] for part in _from_kernel(last))
 
 
 def _to_kernel(hidden: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:

@@ -298,6 +298,18 @@ def test_value_targets_are_advantages_plus_values_with_the_ends_respected() -> N
     torch.testing.assert_close(target[limit], bootstrapped)
 
 
+def test_returns_end_with_a_trial_not_with_its_episodes() -> None:
+    learner, collector = build("gru")
+    rollout = record(collector)
+    apart = learner.advantages(rollout)
+    nowhere = torch.zeros_like(rollout.restarted)
+    joined = learner.advantages(rollout._replace(restarted=nowhere))
+    unended = rollout._replace(terminated=nowhere, truncated=nowhere)
+    torch.testing.assert_close(joined, learner.advantages(unended), rtol=0, atol=0)
+    assert rollout.restarted.equal(rollout.terminated | rollout.truncated)
+    assert (joined != apart)[rollout.restarted].all()
+
+
 def test_running_statistics_do_not_move_while_a_rollout_is_learnt_from() -> None:
     learner, collector = build("gru", normalize=True)
     rollout = record(collector)

@@ -124,6 +124,22 @@ def test_measures_are_read_where_the_episode_ends():
     assert second["absent"].isnan().all() and second["absent"].dtype == torch.float32
 
 
+class Timed(Counter):
+    """Reports how long an episode lasted in its reset too, as the next episode's."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        return super().reset(seed=seed)[0], {"x": -7.0}
+
+    def step(self, action: int):
+        return *super().step(action)[:4], {}
+
+
+def test_a_measure_is_never_read_from_the_episode_that_begins():
+    env = GymnasiumEnv(2, environment=Timed, measures=["x"], settings={"limit": 1})
+    env.reset(seed=0)
+    assert env.step([0, 0])[4]["x"].isnan().all()
+
+
 def test_seeds_repeat_and_neighbouring_seeds_share_no_world():
     def noise(seed: int) -> torch.Tensor:
         return counters(seed=seed).reset()[0]["noise"]

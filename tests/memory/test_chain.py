@@ -49,6 +49,20 @@ def test_a_seed_reaches_the_memories_inside() -> None:
     assert len(seeds) == 2 and all(len(set(seed.tolist())) == 3 for seed in seeds)
 
 
+def test_a_reset_reaches_the_memories_inside_as_a_start_would() -> None:
+    chain = Chain(Block(Memo(8, heads=2)), Chain(Memo(8, heads=2)))
+    state = chain.randomize(chain.initial_state(3), torch.tensor([1, 2, 3]))
+    mask = torch.tensor([True, False, True])
+    x = torch.randn(3, 8)
+    _, started = chain.step(x, states.snapshot(state), mask)
+    _, state = chain.step(x, chain.reset(state, mask), torch.zeros_like(mask))
+    seeds = [
+        [leaf.tolist() for path, leaf in states.leaves(each) if path.endswith("seed")]
+        for each in (started, state)
+    ]
+    assert seeds[0] == seeds[1] and 0 not in seeds[0][0]
+
+
 def test_a_stack_is_that_many_blocks_of_the_same_width() -> None:
     memory = stack(8, layer=lambda width: Window(width, window=4, heads=2), layers=3)
     blocks = list(memory.memories)

@@ -199,3 +199,31 @@ def test_chunks_of_one_step_work_with_the_default_local_path() -> None:
     memory = HCAM(4, chunk=1, capacity=3, top_k=2)
     y, _ = run(memory, torch.randn(6, 2, 4))
     assert y.isfinite().all()
+
+
+def test_a_start_after_a_very_long_scope_does_not_blind_the_next_one() -> None:
+    # Chunks of the old scope are ages old; whatever their age, they rank behind what can be read.
+    torch.manual_seed(0)
+    memory = HCAM(8, chunk=8, capacity=16, top_k=4, heads=2, local=0).double()
+    x = torch.randn(100, 1, 8, dtype=torch.float64)
+    start = torch.zeros(100, 1, dtype=torch.bool)
+    start[3] = True
+    state = memory.initial_state(1)._replace(time=torch.tensor([5_000_000]))
+    other = states.snapshot(state)
+    y, _ = memory(x, state, start)
+    for t in range(100):
+        each, other = memory.step(x[t], other, start[t])
+        torch.testing.assert_close(y[t], each, rtol=0, atol=1e-10)
+    assert (y[12:].abs().amax(-1) > 1e-3).all()
+
+
+def test_under_autocast_chunks_are_chosen_as_precisely_as_without() -> None:
+    torch.manual_seed(0)
+    attention = HCAM(8, chunk=1, capacity=64, top_k=4, heads=2, local=0).attention
+    x, keys = torch.randn(2, 50, 8), torch.randn(2, 64, 8)
+    visible = torch.ones(2, 50, 64, dtype=torch.bool)
+    index, relevance = attention.choose(x, keys, visible)
+    with torch.autocast("cpu", torch.bfloat16):
+        again, same = attention.choose(x, keys, visible)
+    assert torch.equal(index, again)
+    assert torch.equal(relevance, same)

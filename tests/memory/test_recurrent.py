@@ -120,3 +120,20 @@ def test_bad_settings_are_refused(kind: Any) -> None:
     with pytest.raises(InvalidValueError, match="d_out is 0; allowed: 1 or more"):
         kind(4, 0)
     assert kind(4).d_out == 4
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("staggered", [False, True])
+@pytest.mark.parametrize("kind", [GRU, LSTM])
+def test_autocast_leaves_the_kernel_in_the_precision_of_its_parameters(
+    kind: Any, staggered: bool, device: str
+) -> None:
+    # CUDA's autocast would run it in float16, even where bfloat16 was asked for.
+    memory = kind(8).to(device)
+    x = torch.randn(20, 16, 8, device=device)
+    start = torch.rand(20, 16, device=device) < (0.3 if staggered else 0.0)
+    expected, _ = memory(x, memory.initial_state(16), start)
+    with torch.autocast(device, torch.bfloat16):
+        y, _ = memory(x, memory.initial_state(16), start)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
