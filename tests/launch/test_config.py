@@ -109,9 +109,9 @@ def test_help_and_info_need_no_arguments(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_preset_sets_what_the_run_has_defaults_for() -> None:
     settings = compose_settings(["preset=demo"], several=True)
-    assert settings.env == "repeat_first" and settings.memories == ["none", "gru", "hcam", "memo"]
+    assert settings.env == "chain_bit" and settings.memories == ["none", "gru", "hcam", "memo"]
     assert settings.tree["agent"]["discount"] < 0.99
-    # A control that sees its last answer repeats it: one seed in three rose above chance so.
+    # A control that sees its last answer carries the bit in it.
     assert settings.tree["policy"]["previous_action"] is False
     assert compose_settings(["preset=ballet"], several=False).memories == ["hcam"]
     assert compose_settings(["preset=ballet"], several=False).env == "ballet"
