@@ -1,0 +1,90 @@
+// Insertion, in two calls: mark what a scan touched; then, once there is room, apply it to the map.
+#include <new>
+
+#include "map.h"
+#include "mark.h"
+
+using namespace vox;
+
+namespace {
+
+// The new log-odds of a block, by what was marked.
+void update(const uint8_t* marks, const Evidence& by, int8_t* log_odds) {
+  for (int c = 0; c < kCells; ++c) {
+    const int32_t old = log_odds[c] == kUnknown ? 0 : log_odds[c];
+    int32_t sum = old + (marks[c] == kHit ? by.hit : by.miss);
+    sum = sum < by.low ? by.low : sum > by.high ? by.high : sum;
+    log_odds[c] = marks[c] ? int8_t(sum) : log_odds[c];
+  }
+}
+
+void summarise(const int8_t* log_odds, int threshold, uint64_t* known, uint64_t* occupied) {
+  for (int w = 0; w < 8; ++w) {
+    uint64_t seen = 0, full = 0;
+    for (int c = 0; c < 64; ++c) {
+      const int8_t value = log_odds[64 * w + c];
+      seen |= uint64_t(value != kUnknown) << c;
+      full |= uint64_t(value >= threshold) << c;
+    }
+    known[w] = seen, occupied[w] = full;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void* vox_scratch(int64_t threads) { return new (std::nothrow) Scratch(int(threads)); }
+
+void vox_scratch_delete(void* scratch) { delete static_cast<Scratch*>(scratch); }
+
+int64_t vox_scratch_bytes(const void* scratch) {
+  const Scratch& s = *static_cast<const Scratch*>(scratch);
+  int64_t bytes = s.window.bytes();
+  for (const Notes& from : s.notes)
+    bytes += from.sparse.bytes() + int64_t(4 * from.places.capacity() + 8 * from.far.capacity());
+  return bytes;
+}
+
+// Mark a scan. Returns the number of blocks it touched, or -1 where memory ran out.
+int64_t vox_mark(void* scratch, const float* points, int64_t count, const double* origin, double voxel_size,
+                 double max_range, int64_t mode, int64_t* counts) {
+  Scratch& s = *static_cast<Scratch*>(scratch);
+  try {
+    s.discard();
+    Scan scan{points, count, {origin[0], origin[1], origin[2]}, voxel_size, max_range, 1 / voxel_size};
+    Marking(s, scan, Mode(mode)).run();
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
+  for (int i = 0; i < 4; ++i) counts[i] = 0;
+  for (const Notes& from : s.notes) {
+    counts[0] += from.counts.hits, counts[1] += from.counts.beyond_range;
+    counts[2] += from.counts.not_finite, counts[3] += from.counts.off_grid;
+  }
+  return int64_t(s.keys.size());
+}
+
+// How many of the blocks that are marked the map lacks.
+int64_t vox_missing(void* scratch, const View* map, int64_t world) {
+  const Scratch& s = *static_cast<const Scratch*>(scratch);
+  int64_t missing = 0;
+  for (const int64_t key : s.keys) missing += find(*map, world << kKeyBits | key) < 0;
+  return missing;
+}
+
+// Update the map by what is marked, and forget the marks. The map has room.
+void vox_apply(void* scratch, View* map, int64_t world, const Evidence* by) {
+  Scratch& s = *static_cast<Scratch*>(scratch);
+  for (size_t i = 0; i < s.keys.size(); ++i) {
+    const int64_t slot = acquire(*map, world << kKeyBits | s.keys[i]);
+    int8_t* log_odds = map->log_odds + slot * kCells;
+    update(s.block(i), *by, log_odds);
+    summarise(log_odds, by->threshold, map->known + slot * 8, map->occupied + slot * 8);
+  }
+  s.discard();
+}
+
+void vox_discard(void* scratch) { static_cast<Scratch*>(scratch)->discard(); }
+
+}  // extern "C"

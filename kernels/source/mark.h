@@ -1,0 +1,371 @@
+// Marking a scan: every thread reads points and carves rays; then hits, which come last.
+#pragma once
+#include <algorithm>
+
+#include "points.h"
+#include "pool.h"
+
+namespace vox {
+
+constexpr int64_t kPiece = 2048;  // points that a thread takes at a time
+constexpr int kSmallWindow = 8, kLargeWindow = 9;
+
+enum Mode { kEndpoint = 0, kRayPerVoxel = 1, kRayPerPoint = 2 };
+
+struct Counts {  // of points; the twin of native.Counts
+  int64_t hits = 0, beyond_range = 0, not_finite = 0, off_grid = 0;
+};
+
+// What one thread notes that others must not write to.
+struct Notes {
+  SparseMarks sparse;
+  std::vector<uint32_t> places;  // hits in the window
+  std::vector<uint64_t> far;     // codes of hits elsewhere
+  Counts counts;
+  int64_t far_points = 0;
+#ifdef __AVX512F__
+  Queue cells, blocks;
+#endif
+};
+
+// Everything that a scan touched, until it is applied or discarded.
+struct Scratch {
+  explicit Scratch(int threads) : threads(threads), notes(size_t(threads)) {}
+
+  int threads;
+  Window window;
+  std::vector<Notes> notes;
+  std::vector<uint32_t> dilated;
+  int64_t corner[3];          // least block of the window
+  std::vector<int64_t> keys;  // touched blocks, without their world
+  size_t in_window = 0;       // the first so many lie in the window, in its order
+  bool many_far = false;      // whether a scan had many points beyond the small window
+
+  uint32_t mask() const { return (1u << 3 * window.bits()) - 1; }
+  uint8_t* block(size_t i) {
+    const int64_t key = keys[i];
+    if (i >= in_window) return notes[0].sparse.block(key);
+    return window.cells() + ((uint64_t(key) << 9) & mask());
+  }
+  void discard() {
+    for (size_t i = 0; i < in_window; ++i) {
+      std::memset(block(i), 0, kCells);
+      window.touched()[uint64_t(keys[i]) & (mask() >> 9)] = 0;
+    }
+    for (Notes& from : notes) from.sparse.clear(), from.counts = Counts(), from.far_points = 0;
+    keys.clear(), in_window = 0;
+  }
+};
+
+class Marking {
+ public:
+  Marking(Scratch& scratch, const Scan& scan, Mode mode) : s_(scratch), scan_(scan), mode_(mode) {
+    for (int i = 0; i < 3; ++i) origin_.v[i] = to_fixed(scan.origin[i] * scan.inverse);
+    choose_window();
+  }
+
+  void run() {
+    if (mode_ == kRayPerVoxel) {
+      const double range = scan_.max_range;
+      scan_.max_range = std::numeric_limits<double>::infinity();  // it is the centres' that counts
+      each_point();
+      store_hits();
+      scan_.max_range = range;
+      each_voxel(marked());
+    } else {
+      each_point();
+    }
+    flush();
+    store_hits();
+    collect();
+    int64_t far = 0;
+    for (const Notes& from : s_.notes) far += from.far_points;
+    s_.many_far |= 16 * far > scan_.count;
+  }
+
+ private:
+  static uint64_t code(const Fixed& at) {
+    return morton(uint64_t(at.v[0] >> kFraction), uint64_t(at.v[1] >> kFraction), uint64_t(at.v[2] >> kFraction));
+  }
+
+  // The small window has fewer pages, the large one saves what many far points cost.
+  void choose_window() {
+    const int bits = s_.many_far ? kLargeWindow : kSmallWindow;
+    if (bits != s_.window.bits()) {
+      s_.window.reserve(bits);
+      s_.dilated.resize((size_t{1} << bits) + kLanes);
+      for (size_t i = 0; i < s_.dilated.size(); ++i) s_.dilated[i] = spread_small(uint32_t(i & ((1u << bits) - 1)));
+    }
+    marker_.cells = s_.window.cells(), marker_.touched = s_.window.touched();
+    marker_.mask = s_.mask(), marker_.coordinate_mask = (1u << bits) - 1;
+    marker_.dilated = s_.dilated.data();
+    // Within that radius, blocks lie in a cube around the origin's and no two share a place.
+    radius_ = (int64_t{1} << (bits - 1)) - 8;
+    for (int i = 0; i < 3; ++i) {
+      const int64_t cell = origin_.v[i] >> kFraction;
+      reach_.least[i] = std::max<int64_t>(cell - radius_, 0);
+      reach_.most[i] = std::min<int64_t>(cell + radius_, 2 * kBias - 1);
+      s_.corner[i] = (cell >> 3) - (int64_t{1} << (bits - 4));
+    }
+  }
+
+  void each_point() {
+    parallel(s_.threads, scan_.count, kPiece, [&](int64_t begin, int64_t end, int thread) {
+      Notes& to = s_.notes[size_t(thread)];
+      for (int64_t at = begin; at < end; at += kPiece) piece(at, std::min(at + kPiece, end), to);
+    });
+  }
+
+  void piece(int64_t begin, int64_t end, Notes& to) {
+    const size_t before = to.places.size();
+    to.places.resize(before + kPiece + kLanes);
+    uint32_t* places = to.places.data() + before;
+    int count = 0;
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      uint32_t others = place_points(scan_, reach_, marker_.coordinate_mask, scan_.points + 3 * i, places, count);
+      if (mode_ == kRayPerPoint) {
+        for (uint32_t rest = ~others & 0xffff; rest; rest &= rest - 1) {
+          const float* p = scan_.points + 3 * (i + __builtin_ctz(rest));
+          const double at[3] = {double(p[0]), double(p[1]), double(p[2])};
+          Fixed end_of_ray;
+          fix(at, end_of_ray);
+          ray(end_of_ray, to);
+        }
+      }
+      for (; others; others &= others - 1) single(i + __builtin_ctz(others), to);
+    }
+    for (; i < end; ++i) single(i, to);
+    to.counts.hits += count;
+    to.places.resize(before + size_t(count));
+    if (mode_ == kEndpoint) store_places(to);
+  }
+
+  // A point that is far, or beyond range, or no point at all.
+  void single(int64_t i, Notes& to) {
+    const float* p = scan_.points + 3 * i;
+    double at[3] = {double(p[0]), double(p[1]), double(p[2])};
+    if (!(std::isfinite(at[0]) && std::isfinite(at[1]) && std::isfinite(at[2]))) {
+      ++to.counts.not_finite;
+      return;
+    }
+    ++to.far_points;
+    const bool seen = shorten(at);
+    Fixed end;
+    if (!fix(at, end)) {
+      ++to.counts.off_grid;
+      return;
+    }
+    ++(seen ? to.counts.hits : to.counts.beyond_range);
+    if (mode_ == kRayPerPoint) ray(end, to);
+    if (seen) to.far.push_back(code(end));
+  }
+
+  // Bring a point that is beyond range back to it; return whether it was within.
+  bool shorten(double at[3]) const {
+    const double square = square_distance(scan_, at), range = scan_.max_range;
+    if (square <= range * range) return true;
+    const double share = range / std::sqrt(square);
+    for (int j = 0; j < 3; ++j) at[j] = scan_.origin[j] + (at[j] - scan_.origin[j]) * share;
+    return false;
+  }
+
+  bool fix(const double at[3], Fixed& fixed) const {
+    for (int j = 0; j < 3; ++j) {
+      const double x = at[j] * scan_.inverse;
+      if (!on_grid(x)) return false;
+      fixed.v[j] = to_fixed(x);
+    }
+    return true;
+  }
+
+  // Rays to the centres of voxels that hold points.
+  void each_voxel(const std::vector<uint64_t>& codes) {
+    parallel(s_.threads, int64_t(codes.size()), 512, [&](int64_t begin, int64_t end, int thread) {
+      Notes& to = s_.notes[size_t(thread)];
+      for (int64_t i = begin; i < end; ++i) {
+        const uint64_t voxel = codes[size_t(i)];
+        double at[3];
+        Fixed fixed;
+        for (int j = 0; j < 3; ++j) {
+          const int64_t cell = int64_t(unspread(voxel >> j));
+          fixed.v[j] = (cell << kFraction) + kOne / 2;
+          at[j] = (double(cell - kBias) + 0.5) * scan_.voxel_size;
+        }
+        const bool seen = shorten(at);
+        if (!seen && !fix(at, fixed)) continue;
+        ray(fixed, to);
+        if (seen) to.far.push_back(voxel);
+      }
+    });
+  }
+
+  // Mark what the ray passes through before the voxel in which it ends.
+  void ray(const Fixed& end, Notes& to) {
+    const Ray ray = make_ray(origin_, end);
+    const int inside = int(std::min<int64_t>(ray.slabs, radius_));
+    if (inside > 1) {
+      Marker marker = marker_;
+#ifdef __AVX512F__
+      marker.queue = &to.cells, marker.blocks = &to.blocks;
+#endif
+      carve(marker, ray, 1, inside);
+    }
+    near_slab(ray, 0);
+    if (ray.slabs <= radius_) {
+      if (ray.slabs) near_slab(ray, ray.slabs);
+      return;
+    }
+    to.far_points += ray.slabs > 2 * radius_ / 3;
+    const uint64_t last = code(end);
+    for (int k = inside; k <= ray.slabs; ++k) far_slab(ray, k, last, to);
+  }
+
+  // Mark one slab of a ray that ends in the window.
+  void near_slab(const Ray& ray, int k) const {
+    const Crossing at = crossing(ray, k);
+    uint32_t axis[3][2];
+    for (int i = 0; i < 3; ++i) {
+      const uint32_t flip = ray.mirrored[i] ? marker_.coordinate_mask : 0;
+      for (int out = 0; out < 2; ++out) {
+        const uint32_t cell = (uint32_t(out ? at.out[i] : at.in[i]) ^ flip) & marker_.coordinate_mask;
+        axis[i][out] = marker_.dilated[cell] << ray.axis[i];
+      }
+    }
+    const uint32_t from = axis[0][0] | axis[1][0] | axis[2][0], to = axis[0][0] | axis[1][1] | axis[2][1];
+    const uint32_t between = axis[0][0] | axis[1][at.y_first] | axis[2][!at.y_first];
+    // The voxel in which the ray ends is no part of it.
+    const bool ends = k == ray.slabs;
+    if (!(ends && from == to)) marker_.mark(from, kFree);
+    if (!(ends && between == to)) marker_.mark(between, kFree);
+    if (!ends) marker_.mark(to, kFree);
+  }
+
+  void far_slab(const Ray& ray, int k, uint64_t last, Notes& to) {
+    const Crossing at_slab = crossing(ray, k);
+    const int64_t* in = at_slab.in;
+    const int64_t* out = at_slab.out;
+    const bool y_first = at_slab.y_first;
+    const int64_t path[3][2] = {{in[1], in[2]}, {y_first ? out[1] : in[1], y_first ? in[2] : out[2]}, {out[1], out[2]}};
+    for (const auto& p : path) {
+      const int64_t mirrored[3] = {in[0], p[0], p[1]};
+      int64_t at[3];
+      for (int i = 0; i < 3; ++i)
+        at[ray.axis[i]] = ray.mirrored[i] ? (kMirror >> kFraction) - mirrored[i] : mirrored[i];
+      const uint64_t voxel = morton(uint64_t(at[0]), uint64_t(at[1]), uint64_t(at[2]));
+      if (voxel == last) continue;
+      if (reach_.holds(at))
+        marker_.mark(uint32_t(voxel) & marker_.mask, kFree);
+      else
+        to.sparse.mark(voxel, kFree);
+    }
+  }
+
+  void flush() {
+#ifdef __AVX512F__
+    for (Notes& from : s_.notes) from.cells.flush(marker_.cells), from.blocks.flush(marker_.touched);
+#endif
+  }
+
+  void store_places(Notes& from) {
+    uint32_t last = ~0u;
+    for (const uint32_t place : from.places) {
+      marker_.cells[place] = kHit;
+      if ((place ^ last) >> 9) marker_.touched[place >> 9] = 1;
+      last = place;
+    }
+    from.places.clear();
+  }
+
+  // Hits come after all rays: a voxel that holds a point is not free.
+  void store_hits() {
+    for (Notes& from : s_.notes) {
+      store_places(from);
+      for (const uint64_t voxel : from.far) {
+        const int64_t at[3] = {int64_t(unspread(voxel)), int64_t(unspread(voxel >> 1)), int64_t(unspread(voxel >> 2))};
+        if (reach_.holds(at))
+          marker_.mark(uint32_t(voxel) & marker_.mask, kHit);
+        else
+          from.sparse.mark(voxel, kHit);
+      }
+      from.far.clear();
+    }
+  }
+
+  // Codes of all voxels that hold points, each once; nothing stays marked.
+  std::vector<uint64_t> marked() {
+    std::vector<Counts> counts;
+    for (const Notes& from : s_.notes) counts.push_back(from.counts);
+    collect();
+    std::vector<uint64_t> codes;
+    for (size_t i = 0; i < s_.keys.size(); ++i) {
+      const uint8_t* cells = s_.block(i);
+      for (int c = 0; c < kCells; ++c)
+        if (cells[c] == kHit) codes.push_back(uint64_t(s_.keys[i]) << 9 | uint64_t(c));
+    }
+    s_.discard();
+    for (size_t t = 0; t < counts.size(); ++t) s_.notes[t].counts = counts[t];
+    return codes;
+  }
+
+  // List the blocks that hold marks.
+  void collect() {
+    SparseMarks& all = s_.notes[0].sparse;
+    for (size_t t = 1; t < s_.notes.size(); ++t) {
+      merge(s_.notes[t].sparse, all);
+      s_.notes[t].sparse.clear();
+    }
+    if (all.size()) move_into_window(all);
+    s_.keys.clear();
+    const int bits = s_.window.bits() - 3;
+    const uint64_t side = uint64_t{1} << bits;
+    const uint8_t* touched = s_.window.touched();
+    const uint64_t* words = reinterpret_cast<const uint64_t*>(touched);
+    for (uint64_t w = 0; w < (uint64_t{1} << 3 * bits) / 8; ++w) {
+      if (!words[w]) continue;
+      for (uint64_t place = 8 * w; place < 8 * w + 8; ++place) {
+        if (!touched[place]) continue;
+        uint64_t at[3];
+        for (int i = 0; i < 3; ++i) {
+          const uint64_t corner = uint64_t(s_.corner[i]);
+          at[i] = corner + ((unspread(place >> i) - corner) & (side - 1));
+        }
+        s_.keys.push_back(int64_t(morton(at[0], at[1], at[2])));
+      }
+    }
+    s_.in_window = s_.keys.size();
+    for (size_t i = 0; i < all.size(); ++i) s_.keys.push_back(all.key(i));
+    std::sort(s_.keys.begin() + int64_t(s_.in_window), s_.keys.end());
+  }
+
+  static void merge(const SparseMarks& from, SparseMarks& to) {
+    for (size_t i = 0; i < from.size(); ++i) join(from.cells(i), to.block(from.key(i)));
+  }
+  static void join(const uint8_t* from, uint8_t* to) {
+    for (int c = 0; c < kCells; ++c) to[c] = std::max(to[c], from[c]);
+  }
+
+  // A block on the window's border may have been marked on both sides of it.
+  void move_into_window(SparseMarks& all) {
+    SparseMarks rest;
+    for (size_t i = 0; i < all.size(); ++i) {
+      const uint64_t key = uint64_t(all.key(i));
+      bool inside = true;
+      for (int j = 0; j < 3; ++j)
+        inside &= unspread(key >> j) - uint64_t(s_.corner[j]) < uint64_t{1} << (s_.window.bits() - 3);
+      join(all.cells(i), inside ? marker_.cells + ((key << 9) & marker_.mask) : rest.block(int64_t(key)));
+      if (inside) marker_.touched[key & (marker_.mask >> 9)] = 1;
+    }
+    std::swap(all, rest);
+  }
+
+  Scratch& s_;
+  Scan scan_;
+  const Mode mode_;
+  Fixed origin_;
+  Marker marker_;
+  Reach reach_;
+  int64_t radius_;
+};
+
+}  // namespace vox
