@@ -32,6 +32,7 @@ void summarise(const int8_t* log_odds, int threshold, uint64_t* known, uint64_t*
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 void* vox_scratch(int64_t threads) { return new (std::nothrow) Scratch(int(threads)); }
@@ -65,6 +66,13 @@ int64_t vox_mark(void* scratch, const float* points, int64_t count, const double
   return int64_t(s.keys.size());
 }
 
+// The blocks that are marked, without their world; returns their number, and copies them unless null.
+int64_t vox_touched(const void* scratch, int64_t* codes) {
+  const Scratch& s = *static_cast<const Scratch*>(scratch);
+  if (codes) std::copy(s.keys.begin(), s.keys.end(), codes);
+  return int64_t(s.keys.size());
+}
+
 // How many of the blocks that are marked the map lacks.
 int64_t vox_missing(void* scratch, const View* map, int64_t world) {
   const Scratch& s = *static_cast<const Scratch*>(scratch);
@@ -88,3 +96,4 @@ void vox_apply(void* scratch, View* map, int64_t world, const Evidence* by) {
 void vox_discard(void* scratch) { static_cast<Scratch*>(scratch)->discard(); }
 
 }  // extern "C"
+#pragma GCC visibility pop

@@ -1,0 +1,223 @@
+"""The compiled kernels for the CPU: a C ABI, reached by ctypes."""
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from engram.kernels.grid import Evidence
+from engram.kernels.scan import Counts, Scan, Worlds
+from engram.kernels.storage import Storage
+
+FOLDER = Path(__file__).parent
+LEVELS = ("v2", "v3", "v4")
+"""Instruction sets that libraries are built for, as x86-64 names them; elsewhere v2 is plain C++."""
+
+
+class View(ctypes.Structure):
+    """A storage as the library sees it. Twin of `View` in source/map.h."""
+
+    _fields_ = (
+        ("table", ctypes.c_void_p),
+        ("table_size", ctypes.c_int64),
+        ("keys", ctypes.c_void_p),
+        ("log_odds", ctypes.c_void_p),
+        ("known", ctypes.c_void_p),
+        ("occupied", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("capacity", ctypes.c_int64),
+    )
+
+
+class EvidenceView(ctypes.Structure):
+    """Twin of `Evidence` in source/map.h."""
+
+    _fields_ = tuple((name, ctypes.c_int32) for name in Evidence._fields)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Load the library for this processor; None where none was built."""
+    lowest = FOLDER / "libvoxels_v2.so"
+    if not lowest.exists():
+        return None
+    level = ctypes.CDLL(str(lowest)).vox_level()
+    path = next(
+        (
+            path
+            for name in reversed(LEVELS[: max(1, level - 1)])
+            if (path := FOLDER / f"libvoxels_{name}.so").exists()
+        ),
+        lowest,
+    )
+    found = ctypes.CDLL(str(path))
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    signatures: dict[str, tuple[type | None, list[type]]] = {
+        "vox_scratch": (pointer, [number]),
+        "vox_scratch_delete": (None, [pointer]),
+        "vox_scratch_bytes": (number, [pointer]),
+        "vox_mark": (
+            number,
+            [pointer, pointer, number, pointer]
+            + [ctypes.c_double, ctypes.c_double, number, pointer],
+        ),
+        "vox_touched": (number, [pointer, pointer]),
+        "vox_missing": (number, [pointer, pointer, number]),
+        "vox_apply": (None, [pointer, pointer, number, pointer]),
+        "vox_discard": (None, [pointer]),
+        "vox_rehash": (None, [pointer]),
+        "vox_log_odds": (
+            None,
+            [pointer, pointer, pointer, number, number, ctypes.c_double, number, pointer],
+        ),
+        "vox_cast": (
+            None,
+            [pointer, pointer, pointer, pointer, number, number, ctypes.c_double]
+            + [number, number, pointer, pointer],
+        ),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
+    return found
+
+
+class Native:
+    """Operations on a `Storage` in host memory, by the compiled kernels.
+
+    Marks lie in a scratch buffer of this object: one scan at a time, and no two threads at once.
+
+    Args:
+        threads: Threads that mark a scan; all cores unless given.
+    """
+
+    def __init__(self, threads: int | None = None):
+        found = library()
+        assert found is not None, "the caller looked whether there is a library"
+        self.lib = found
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.scratch = self.lib.vox_scratch(self.threads)
+
+    def __del__(self) -> None:
+        if getattr(self, "scratch", None):
+            self.lib.vox_scratch_delete(self.scratch)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the scratch buffer, most of which the system never has to provide."""
+        return self.lib.vox_scratch_bytes(self.scratch)
+
+    def mark(self, scan: Scan) -> Counts:
+        """Find the voxels that a scan hits and passes through."""
+        points = scan.points.contiguous()
+        origin = (ctypes.c_double * 3)(*scan.origin)
+        counts = (ctypes.c_int64 * 4)()
+        touched = self.lib.vox_mark(
+            self.scratch,
+            points.data_ptr(),
+            len(points),
+            origin,
+            scan.voxel_size,
+            scan.max_range,
+            scan.mode.value,
+            counts,
+        )
+        if touched < 0:
+            raise MemoryError(f"marking a scan of {len(points)} points")
+        return Counts(*counts)
+
+    def missing(self, storage: Storage, world: int) -> int:
+        """How many of the blocks that the scan touched the map lacks."""
+        return self.lib.vox_missing(self.scratch, ctypes.byref(_view(storage)), world)
+
+    def apply(self, storage: Storage, world: int, by: Evidence) -> None:
+        """Update the map, which has room for every block."""
+        view = _view(storage)
+        evidence = EvidenceView(*by)
+        self.lib.vox_apply(self.scratch, ctypes.byref(view), world, ctypes.byref(evidence))
+        storage.count = view.count
+
+    def touched(self) -> Int[Tensor, " k"]:
+        """Morton codes of the blocks that the scan touched."""
+        codes = torch.empty(self.lib.vox_touched(self.scratch, None), dtype=torch.int64)
+        self.lib.vox_touched(self.scratch, codes.data_ptr())
+        return codes
+
+    def discard(self) -> None:
+        """Forget the scan."""
+        self.lib.vox_discard(self.scratch)
+
+    def rehash(self, storage: Storage) -> None:
+        """Fill the table anew; it is empty."""
+        self.lib.vox_rehash(ctypes.byref(_view(storage)))
+
+    def log_odds(
+        self, storage: Storage, points: Float[Tensor, "n 3"], worlds: Worlds, voxel_size: float
+    ) -> Int[Tensor, " n"]:
+        """Read the voxels that hold points [m]; `UNKNOWN` off the grid."""
+        points = points.contiguous()
+        out = torch.empty(len(points), dtype=torch.int8)
+        self.lib.vox_log_odds(
+            ctypes.byref(_view(storage)),
+            points.data_ptr(),
+            *_worlds(worlds),
+            len(points),
+            voxel_size,
+            self.threads,
+            out.data_ptr(),
+        )
+        return out
+
+    def cast(
+        self,
+        storage: Storage,
+        begin: Float[Tensor, "n 3"],
+        end: Float[Tensor, "n 3"],
+        worlds: Worlds,
+        voxel_size: float,
+        stop_at_unknown: bool,
+    ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+        """Find the first occupied voxel on the way between points [m] on the grid.
+
+        Returns:
+            The share of the way at which it is entered, infinite where there is none, and its
+            code, −1 where there is none.
+        """
+        begin, end = begin.contiguous(), end.contiguous()
+        share = torch.empty(len(begin), dtype=torch.float64)
+        code = torch.empty(len(begin), dtype=torch.int64)
+        self.lib.vox_cast(
+            ctypes.byref(_view(storage)),
+            begin.data_ptr(),
+            end.data_ptr(),
+            *_worlds(worlds),
+            len(begin),
+            voxel_size,
+            stop_at_unknown,
+            self.threads,
+            share.data_ptr(),
+            code.data_ptr(),
+        )
+        return share, code
+
+
+def _worlds(worlds: Worlds) -> tuple[int | None, int]:
+    """A pointer to one world per item, or none and one for all."""
+    return (None, worlds) if isinstance(worlds, int) else (worlds.contiguous().data_ptr(), 0)
+
+
+def _view(storage: Storage) -> View:
+    return View(
+        storage.table.data_ptr(),
+        len(storage.table),
+        storage.keys.data_ptr(),
+        storage.log_odds.data_ptr(),
+        storage.known.data_ptr(),
+        storage.occupied.data_ptr(),
+        storage.count,
+        storage.capacity,
+    )

@@ -1,0 +1,202 @@
+"""The voxel map in torch alone: the oracle of the compiled kernels, and what runs without them."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from engram.kernels.grid import BIAS, CELLS, FRACTION, ONE, Evidence, morton, on_grid, to_fixed, unmorton
+from engram.kernels.reference_rays import entered, make_rays, visits
+from engram.kernels.scan import Counts, Insert, Scan, Worlds
+from engram.kernels.storage import UNKNOWN, Storage
+
+
+class Marks(NamedTuple):
+    """What a scan touched."""
+
+    hit: Int[Tensor, " h"]
+    """Codes of voxels, each once, sorted."""
+    free: Int[Tensor, " f"]
+    """Likewise, none of them hit."""
+
+    def blocks(self) -> Int[Tensor, " k"]:
+        """Codes of the blocks that hold them, each once, sorted."""
+        return torch.cat([self.hit, self.free]).div(CELLS, rounding_mode="floor").unique()
+
+
+class _Ends(NamedTuple):
+    """Points of a scan on the grid."""
+
+    fixed: Int[Tensor, "m 3"]
+    seen: Tensor  # [m], whether within range
+
+
+class Reference:
+    """Operations on a `Storage` by sorting and searching: no hash table, no device of its own."""
+
+    def __init__(self) -> None:
+        self.marks: Marks | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the scratch buffer: none is kept."""
+        return 0
+
+    def mark(self, scan: Scan) -> Counts:
+        """Find the voxels that a scan hits and passes through."""
+        if scan.mode is Insert.RAY_PER_VOXEL:
+            ends, counts = self._ends(scan._replace(max_range=float("inf")))
+            codes = morton(ends.fixed >> FRACTION).unique()
+            ends = self._centres(codes, scan)
+        else:
+            ends, counts = self._ends(scan)
+        hit = morton(ends.fixed[ends.seen] >> FRACTION).unique()
+        free = hit[:0]
+        if scan.mode is not Insert.ENDPOINT:
+            free = self._carve(ends.fixed, scan)
+            free = free[~torch.isin(free, hit)]
+        self.marks = Marks(hit, free)
+        return counts
+
+    def missing(self, storage: Storage, world: int) -> int:
+        """How many of the blocks that the scan touched the map lacks."""
+        assert self.marks is not None
+        return int((storage.find(storage.key(world, self.marks.blocks())) < 0).sum())
+
+    def apply(self, storage: Storage, world: int, by: Evidence) -> None:
+        """Update the map, which has room for every block."""
+        assert self.marks is not None
+        keys = storage.key(world, self.marks.blocks())
+        storage.append(keys[storage.find(keys) < 0])
+        for codes, change in ((self.marks.hit, by.hit), (self.marks.free, by.miss)):
+            slot = storage.find(storage.key(world, codes >> 9))
+            at = slot * CELLS + (codes & (CELLS - 1))
+            flat = storage.log_odds.view(-1)
+            old = flat[at].to(torch.int64)
+            new = torch.where(old == UNKNOWN, 0, old) + change
+            flat[at] = new.clamp(by.low, by.high).to(torch.int8)
+        storage.summarise(storage.find(keys), by.threshold)
+        self.marks = None
+
+    def touched(self) -> Int[Tensor, " k"]:
+        """Morton codes of the blocks that the scan touched."""
+        assert self.marks is not None
+        return self.marks.blocks()
+
+    def discard(self) -> None:
+        """Forget the scan."""
+        self.marks = None
+
+    def rehash(self, storage: Storage) -> None:
+        """Do nothing: no table is used."""
+
+    def log_odds(
+        self, storage: Storage, points: Float[Tensor, "n 3"], worlds: Worlds, voxel_size: float
+    ) -> Int[Tensor, " n"]:
+        """Read the voxels that hold points [m]; `UNKNOWN` off the grid."""
+        voxels = points.double() * (1 / voxel_size)
+        inside = on_grid(voxels)
+        cell = torch.where(inside[:, None], voxels, 0.0).floor().to(torch.int64) + BIAS
+        value = self._value(storage, morton(cell), worlds)
+        return torch.where(inside, value, UNKNOWN).to(torch.int8)
+
+    def cast(
+        self,
+        storage: Storage,
+        begin: Float[Tensor, "n 3"],
+        end: Float[Tensor, "n 3"],
+        worlds: Worlds,
+        voxel_size: float,
+        stop_at_unknown: bool,
+    ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+        """Find the first occupied voxel on the way between points [m] on the grid.
+
+        Returns:
+            The share of the way at which it is entered, infinite where there is none, and its
+            code, −1 where there is none.
+        """
+        rays = make_rays(*(to_fixed(part * (1 / voxel_size)) for part in (begin, end)))
+        share = torch.full((len(begin),), float("inf"), dtype=torch.float64, device=begin.device)
+        code = torch.full_like(rays.slabs, -1)
+        for seen in visits(rays):
+            world = worlds if isinstance(worlds, int) else worlds[seen.ray].repeat_interleave(3)
+            slot, bit = self._place(storage, seen.code.flatten(), world)
+            stop = (storage.occupied.view(-1)[bit >> 6] >> (bit & 63) & 1).bool() & (slot >= 0)
+            if stop_at_unknown:
+                known = (storage.known.view(-1)[bit >> 6] >> (bit & 63) & 1).bool() & (slot >= 0)
+                stop = stop | ~known
+            (at,) = stop.nonzero(as_tuple=True)
+            # Rays and slabs are in order: the first stop of each ray is the one to keep.
+            ray, place = seen.ray[at // 3].unique(return_inverse=True)
+            first = torch.full_like(ray, len(stop)).scatter_reduce(0, place, at, "amin")
+            code[ray] = seen.code.flatten()[first]
+            share[ray] = entered(rays, seen, first)
+        return share, code
+
+    def _place(
+        self, storage: Storage, codes: Int[Tensor, " n"], worlds: Worlds
+    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Slots of voxels, and their bits in the masks of all slots, some bit where no slot."""
+        slot = storage.find(storage.key(worlds, codes >> 9))
+        return slot, slot.clamp(min=0) * CELLS + (codes & (CELLS - 1))
+
+    def _value(
+        self, storage: Storage, codes: Int[Tensor, " n"], worlds: Worlds
+    ) -> Int[Tensor, " n"]:
+        slot, at = self._place(storage, codes, worlds)
+        return torch.where(slot < 0, UNKNOWN, storage.log_odds.view(-1)[at])
+
+    def _ends(self, scan: Scan) -> tuple[_Ends, Counts]:
+        at = scan.points.double()
+        finite = at.isfinite().all(1)
+        at = at[finite]
+        origin = torch.tensor(scan.origin, dtype=torch.float64, device=at.device)
+        seen, at = _shorten(at, origin, scan.max_range)
+        voxels = at * (1 / scan.voxel_size)
+        inside = on_grid(voxels)
+        ends = _Ends(to_fixed(voxels[inside]), seen[inside])
+        hits = int(ends.seen.sum())
+        counts = Counts(
+            hits=hits,
+            beyond_range=len(ends.seen) - hits,
+            not_finite=len(finite) - len(at),
+            off_grid=len(at) - len(ends.seen),
+        )
+        return ends, counts
+
+    def _centres(self, codes: Int[Tensor, " n"], scan: Scan) -> _Ends:
+        """Ends of rays to the centres of voxels."""
+        cell = unmorton(codes)
+        origin = torch.tensor(scan.origin, dtype=torch.float64, device=codes.device)
+        centre = ((cell - BIAS).double() + 0.5) * scan.voxel_size
+        seen, at = _shorten(centre, origin, scan.max_range)
+        fixed = torch.where(
+            seen[:, None],
+            (cell << FRACTION) + ONE // 2,
+            to_fixed(at * (1 / scan.voxel_size)),
+        )
+        return _Ends(fixed, seen)
+
+    def _carve(self, ends: Int[Tensor, "m 3"], scan: Scan) -> Int[Tensor, " f"]:
+        """Codes of what rays pass through before the voxels in which they end."""
+        origin = torch.tensor([scan.origin], dtype=torch.float64, device=ends.device)
+        begin = to_fixed(origin * (1 / scan.voxel_size))
+        last = morton(ends >> FRACTION)
+        found = [last[:0]]
+        for seen in visits(make_rays(begin.expand_as(ends), ends)):
+            found.append(seen.code[seen.code != last[seen.ray, None]].unique())
+        return torch.cat(found).unique()
+
+
+def _shorten(
+    at: Float[Tensor, "n 3"], origin: Float[Tensor, " 3"], limit: float
+) -> tuple[Tensor, Float[Tensor, "n 3"]]:
+    """Bring points beyond the limit back to it; return which were within, and the points."""
+    apart = at - origin
+    x, y, z = apart.unbind(1)
+    square = x * x + y * y + z * z
+    within = square <= limit * limit
+    # Not limit / tensor, which torch computes as a product with the reciprocal.
+    share = torch.full_like(square, limit) / square.sqrt()
+    return within, torch.where(within[:, None], at, origin + apart * share[:, None])

@@ -1,0 +1,49 @@
+"""What an insertion is told and what it reports."""
+
+import enum
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+Worlds = int | Int[Tensor, " n"]
+"""One world for all items, or one each."""
+
+
+class Insert(enum.Enum):
+    """What a scan says about the space that it saw."""
+
+    ENDPOINT = 0
+    """Voxels that hold points are hit; nothing is free."""
+    RAY_PER_VOXEL = 1
+    """And the ray to the centre of each of them is free."""
+    RAY_PER_POINT = 2
+    """And the ray to each point is free."""
+
+
+class Scan(NamedTuple):
+    """Points of one world, seen from one place."""
+
+    points: Float[Tensor, "n 3"]
+    """[m], float32, in the world's frame."""
+    origin: tuple[float, float, float]
+    """Where the sensor was [m]."""
+    voxel_size: float
+    """[m]"""
+    max_range: float
+    """[m]; rays end here, and points beyond are no hits. May be infinite."""
+    mode: Insert
+
+
+class Counts(NamedTuple):
+    """What became of a scan's points."""
+
+    hits: int
+    """Points whose voxel counts as hit."""
+    beyond_range: int
+    """Points beyond the range; their rays count up to it."""
+    not_finite: int
+    """Points with a NaN or an infinity, left out."""
+    off_grid: int
+    """Points that no voxel code reaches, left out."""

@@ -1,0 +1,147 @@
+// Casting rays through the map: the slabs of ray.h, with steps over blocks and cubes of 4 x 4 x 4
+// that hold nothing to stop at.
+#include <algorithm>
+
+#include "map.h"
+#include "pool.h"
+#include "ray.h"
+
+using namespace vox;
+
+namespace {
+
+struct Caster {
+  const View& map;
+  bool stop_at_unknown;
+  int64_t world;
+  // The block that was looked at last.
+  int64_t key = kEmpty, slot = -1;
+
+  // Whether the ray stops in a voxel.
+  bool stops(uint64_t code) {
+    look(int64_t(code >> 9));
+    if (slot < 0) return stop_at_unknown;
+    const int word = int(code >> 6 & 7), bit = int(code & 63);
+    const uint64_t stop = map.occupied[slot * 8 + word] | (stop_at_unknown ? ~map.known[slot * 8 + word] : 0);
+    return stop >> bit & 1;
+  }
+
+  // The edge, in voxels, of the aligned cube around a voxel that holds nothing to stop at; 0: none.
+  int empty_cube(uint64_t code) {
+    look(int64_t(code >> 9));
+    if (slot < 0) return stop_at_unknown ? 0 : 8;
+    uint64_t any = 0;
+    const int word = int(code >> 6 & 7);
+    uint64_t here = 0;
+    for (int w = 0; w < 8; ++w) {
+      const uint64_t stop = map.occupied[slot * 8 + w] | (stop_at_unknown ? ~map.known[slot * 8 + w] : 0);
+      any |= stop;
+      if (w == word) here = stop;
+    }
+    return !any ? 8 : !here ? 4 : 0;
+  }
+
+  void look(int64_t block) {
+    const int64_t wanted = world << kKeyBits | block;
+    if (wanted == key) return;
+    key = wanted, slot = find(map, wanted);
+  }
+};
+
+struct Hit {
+  double distance;  // share of the ray at which the voxel is entered
+  uint64_t code;
+};
+
+// The voxels of slab k in order, and the share of the ray at which each is entered.
+struct Slab {
+  uint64_t code[3];
+  double share[3];
+};
+
+double share_at(const Ray& ray, int i, int64_t cell) {
+  const double way = double(ray.to[i] - ray.from[i]);
+  return way > 0 ? double((cell << kFraction) - ray.from[i]) / way : 0.0;
+}
+
+uint64_t unmirrored(const Ray& ray, int64_t x, int64_t y, int64_t z) {
+  const int64_t mirrored[3] = {x, y, z};
+  uint64_t code = 0;
+  for (int i = 0; i < 3; ++i)
+    code |= spread(uint64_t(ray.mirrored[i] ? (kMirror >> kFraction) - mirrored[i] : mirrored[i])) << ray.axis[i];
+  return code;
+}
+
+// Slabs that can be passed over from slab k on, since the ray stays in the cube of that edge.
+int slabs_in_cube(const Ray& ray, const Crossing& at, int k, int edge) {
+  int64_t last = (at.in[0] | (edge - 1)) - (ray.from[0] >> kFraction);  // slab
+  for (int i = 1; i < 3; ++i) {
+    if (ray.slope[i] == 0) continue;
+    // In slab j the coordinate is below first + j slope, which must not reach the cube's end.
+    const int64_t room = (((at.in[i] | (edge - 1)) + 1) << kFraction) - ray.first[i];
+    const int64_t slabs = room > 0 ? (room - 1) / ray.slope[i] : -1;  // largest j with j slope < room
+    last = std::min(last, slabs);
+  }
+  return int(std::min<int64_t>(last, ray.slabs - 1)) - k + 1;
+}
+
+bool cast(Caster& caster, const Ray& ray, Hit& hit) {
+  for (int k = 0; k <= ray.slabs;) {
+    const Crossing at = crossing(ray, k);
+    const uint64_t entered = unmirrored(ray, at.in[0], at.in[1], at.in[2]);
+    const int edge = caster.empty_cube(entered);
+    if (edge) {
+      const int passed = slabs_in_cube(ray, at, k, edge);
+      if (passed > 0) {
+        k += passed;
+        continue;
+      }
+    }
+    const int64_t path[3][2] = {{at.in[1], at.in[2]},
+                                {at.y_first ? at.out[1] : at.in[1], at.y_first ? at.in[2] : at.out[2]},
+                                {at.out[1], at.out[2]}};
+    for (int s = 0; s < 3; ++s) {
+      if (s && path[s][0] == path[s - 1][0] && path[s][1] == path[s - 1][1]) continue;
+      const uint64_t code = unmirrored(ray, at.in[0], path[s][0], path[s][1]);
+      if (!caster.stops(code)) continue;
+      int through = 0;  // the axis whose boundary was crossed last
+      if (s) through = path[s][0] != path[s - 1][0] ? 1 : 2;
+      const int64_t cell = through == 0 ? at.in[0] : path[s][through - 1];
+      hit.code = code;
+      hit.distance = k == 0 && s == 0 ? 0.0 : share_at(ray, through, cell);
+      return true;
+    }
+    ++k;
+  }
+  return false;
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// Cast rays from origins along directions, [count, 3] each, up to max_range metres or the grid's
+// border. distance: metres at which the first voxel that stops the ray is entered, infinite where
+// none does; code: its Morton code, -1 where none.
+void vox_cast(const View* map, const double* origins, const double* ends, const int64_t* worlds, int64_t world,
+              int64_t count, double voxel_size, int64_t stop_at_unknown, int64_t threads, double* share, int64_t* code) {
+  const double inverse = 1 / voxel_size;
+  parallel(int(threads), count, 256, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      Fixed from, to;
+      for (int j = 0; j < 3; ++j) {
+        from.v[j] = to_fixed(origins[3 * i + j] * inverse);
+        to.v[j] = to_fixed(ends[3 * i + j] * inverse);
+      }
+      Caster caster{*map, stop_at_unknown != 0, worlds ? worlds[i] : world};
+      Hit hit;
+      const bool found = cast(caster, make_ray(from, to), hit);
+      share[i] = found ? hit.distance : std::numeric_limits<double>::infinity();
+      code[i] = found ? int64_t(hit.code) : -1;
+    }
+  });
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

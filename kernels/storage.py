@@ -1,0 +1,125 @@
+"""The arrays that hold a map: blocks of voxels by slot, and a hash table from keys to slots."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from engram.kernels.errors import InvalidValueError
+from engram.kernels.grid import CELLS, KEY_BITS
+
+UNKNOWN = -128
+"""Log-odds of a voxel that no scan has touched."""
+EMPTY = -1
+"""Key of a free place in the table."""
+BLOCK_BYTES = CELLS + 2 * 64 + 8
+"""Bytes of a block: log-odds, two masks, key."""
+PLACE_BYTES = 16
+LEAST_CAPACITY = 64
+
+
+class Storage:
+    """Blocks of 8 × 8 × 8 voxels.
+
+    Slots 0 … count − 1 are in use. Voxels of a block are in Morton order, so that eight
+    consecutive ones are an octant and a mask's 64-bit word is a cube of 4 × 4 × 4.
+
+    Args:
+        device: Where the arrays live.
+    """
+
+    keys: Int[Tensor, " S"]
+    """`world << KEY_BITS | Morton code of the block`."""
+    log_odds: Int[Tensor, "S 512"]
+    """int8; `UNKNOWN` where nothing was seen."""
+    known: Int[Tensor, "S 8"]
+    """A bit per voxel: whether it was seen."""
+    occupied: Int[Tensor, "S 8"]
+    """A bit per voxel: whether it counts as occupied."""
+    table: Int[Tensor, "P 2"]
+    """Key and slot; open addressing, at most 60 % full. Only the compiled kernels use it."""
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.count = 0
+        self._allocate(LEAST_CAPACITY)
+
+    @property
+    def capacity(self) -> int:
+        """Slots S."""
+        return len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        parts = (self.keys, self.log_odds, self.known, self.occupied, self.table)
+        return sum(part.nbytes for part in parts)
+
+    @staticmethod
+    def bytes_for(capacity: int) -> int:
+        """Bytes of the arrays with that many slots."""
+        return capacity * BLOCK_BYTES + _places(capacity) * PLACE_BYTES
+
+    @staticmethod
+    def key(world: int | Int[Tensor, "*n"], block: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        """Keys of blocks, given by their Morton codes, in a world."""
+        return block | world << KEY_BITS
+
+    def find(self, keys: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Slots of keys, −1 where there is none; by search, without the table."""
+        if not self.count:
+            return torch.full_like(keys, -1)
+        ordered, slot = self.keys[: self.count].sort()
+        at = torch.searchsorted(ordered, keys).clamp(max=self.count - 1)
+        return torch.where(ordered[at] == keys, slot[at], -1)
+
+    def append(self, keys: Int[Tensor, " n"]) -> None:
+        """Give slots to new keys; there is room for them, and the table is not told."""
+        end = self.count + len(keys)
+        if end > self.capacity:
+            raise InvalidValueError("blocks", end, f"up to {self.capacity}")
+        self.keys[self.count : end] = keys
+        self.log_odds[self.count : end] = UNKNOWN
+        self.known[self.count : end] = 0
+        self.occupied[self.count : end] = 0
+        self.count = end
+
+    def grow(self, capacity: int) -> None:
+        """Make room; what is held stays in its slot."""
+        old = (self.keys, self.log_odds, self.known, self.occupied)
+        self._allocate(capacity)
+        new = (self.keys, self.log_odds, self.known, self.occupied)
+        for source, target in zip(old, new, strict=True):
+            target[: self.count] = source[: self.count]
+
+    def keep(self, slots: Int[Tensor, " n"]) -> None:
+        """Drop all blocks but these, which take slots 0 … n − 1 in their order."""
+        for part in (self.keys, self.log_odds, self.known, self.occupied):
+            part[: len(slots)] = part[slots]
+        self.count = len(slots)
+
+    def summarise(self, slots: Int[Tensor, " n"], threshold: int) -> None:
+        """Compute the masks of blocks from their log-odds."""
+        value = self.log_odds[slots]
+        self.known[slots] = _pack(value != UNKNOWN)
+        self.occupied[slots] = _pack(value >= threshold)
+
+    def _allocate(self, capacity: int) -> None:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        self.keys = zeros(capacity)
+        self.log_odds = zeros(capacity, CELLS, dtype=torch.int8)
+        self.known, self.occupied = zeros(capacity, 8), zeros(capacity, 8)
+        self.table = torch.full((_places(capacity), 2), EMPTY, device=self.device)
+
+
+def _places(capacity: int) -> int:
+    """Places of a table that is at most 60 % full; a power of two."""
+    return 1 << max(4, (capacity * 5 // 3).bit_length())
+
+
+def _pack(bits: Tensor) -> Int[Tensor, "n 8"]:
+    """Pack 512 booleans per row into eight words."""
+    place = torch.arange(64, device=bits.device)
+    # Bit 63 is the sign; the sum wraps to it.
+    return (bits.view(-1, 8, 64).to(torch.int64) << place).sum(-1)

@@ -1,0 +1,373 @@
+"""The voxel map: occupancy, rays and blocks of many worlds in one structure."""
+
+import enum
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from engram.kernels import native
+from engram.kernels.errors import EngramError, InvalidValueError
+from engram.kernels.grid import BIAS, CELLS, KEY_BITS, WORLDS, unmorton
+from engram.kernels.native import Native
+from engram.kernels.occupancy import Occupancy
+from engram.kernels.reference import Reference
+from engram.kernels.scan import Insert, Scan, Worlds
+from engram.kernels.storage import LEAST_CAPACITY, UNKNOWN, Storage
+
+Vector = Sequence[float] | Float[Tensor, " 3"]
+
+
+class WhenFull(enum.Enum):
+    """What an insertion does that would exceed the byte cap."""
+
+    RAISE = "raise"
+    """Raise `FullError`; the map stays as it was."""
+    EVICT = "evict"
+    """Drop the blocks of this world that are farthest from the sensor, and report how many."""
+
+
+class FullError(EngramError):
+    """A map would exceed its byte cap."""
+
+    def __init__(self, needed: int, cap: int):
+        super().__init__(
+            f"the map needs {needed} bytes; allowed: max_bytes = {cap} (clear_outside makes room, "
+            "and when_full=WhenFull.EVICT drops what is far)"
+        )
+
+
+class Inserted(NamedTuple):
+    """What became of a scan."""
+
+    hits: int
+    """Points whose voxel counts as hit."""
+    beyond_range: int
+    """Points beyond the range; their rays count up to it."""
+    not_finite: int
+    """Points with a NaN or an infinity, left out."""
+    off_grid: int
+    """Points beyond the grid's border, left out."""
+    new_blocks: int
+    evicted_blocks: int
+
+
+class Casts(NamedTuple):
+    """Where rays stop."""
+
+    distance: Float[Tensor, " n"]
+    """From the origin to the border of the voxel [m], float64; infinite where nothing stops it."""
+    voxel: Int[Tensor, "n 3"]
+    """Integer coordinates, floor(p / voxel_size); the grid's least where nothing stops it."""
+
+    @property
+    def stopped(self) -> Tensor:
+        """Which rays were stopped, `[n]`."""
+        return self.distance.isfinite()
+
+
+class VoxelMap:
+    """Log-odds of occupancy in voxels, after OctoMap (Hornung et al. 2013).
+
+    Voxels are stored in blocks of 8 × 8 × 8, found by a hash of their Morton code. Coordinates
+    reach 2¹⁸ voxels from the origin in every direction (13 km at 5 cm). The same scans give the
+    same map bit by bit, whatever the number of threads and with or without the compiled kernels.
+
+    Deviations from OctoMap: log-odds are whole steps in a byte (see `Occupancy.evidence`), a tie
+    between two axes along a ray may go the other way, and the range is measured in float64.
+
+    Args:
+        voxel_size: Edge of a voxel [m].
+        device: Where the map lives.
+        occupancy: What hits and misses mean.
+        max_bytes: Cap of the map's arrays, scratch memory apart; none unless given.
+        when_full: What happens at the cap.
+        kernel: What computes; the compiled kernels where there are any, unless given.
+    """
+
+    def __init__(
+        self,
+        voxel_size: float,
+        *,
+        device: torch.device | str = "cpu",
+        occupancy: Occupancy | None = None,
+        max_bytes: int | None = None,
+        when_full: WhenFull = WhenFull.RAISE,
+        kernel: Native | Reference | None = None,
+    ):
+        if not (voxel_size > 0 and math.isfinite(voxel_size)):
+            raise InvalidValueError("voxel_size", voxel_size, "finite numbers above 0 [m]")
+        least = Storage.bytes_for(LEAST_CAPACITY)
+        if max_bytes is not None and max_bytes < least:
+            raise InvalidValueError("max_bytes", max_bytes, f"{least} or more")
+        self.voxel_size = float(voxel_size)
+        self.evidence = (occupancy or Occupancy()).evidence()
+        self.max_bytes, self.when_full = max_bytes, when_full
+        self.storage = Storage(device)
+        self.kernel = kernel or choose_kernel(self.storage.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the map lives."""
+        return self.storage.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the map's arrays; `kernel.nbytes` adds what marking a scan takes."""
+        return self.storage.nbytes
+
+    def insert_points(
+        self,
+        points: Float[Tensor, "n 3"],
+        origin: Vector,
+        *,
+        mode: Insert = Insert.RAY_PER_POINT,
+        max_range: float = math.inf,
+        world: int = 0,
+    ) -> Inserted:
+        """Add a scan.
+
+        A voxel is hit where a point lies in it and else free where a ray passes, once per scan,
+        however many points and rays there are.
+
+        Args:
+            points: Where the sensor saw something [m], float32; NaN and infinite ones are left out.
+            origin: Where the sensor was [m].
+            mode: What the scan says about the space before its points.
+            max_range: Distance [m] at which rays end; points beyond are no hits.
+            world: Which of the map's worlds was seen.
+
+        Raises:
+            FullError: If the map would exceed its cap; it is then as before.
+        """
+        scan = self._scan(points, origin, mode, max_range)
+        self._check_world(world)
+        counts = self.kernel.mark(scan)
+        try:
+            missing = self.kernel.missing(self.storage, world)
+            evicted = self._make_room(missing, scan.origin, world)
+        except FullError:
+            self.kernel.discard()
+            raise
+        self.kernel.apply(self.storage, world, self.evidence)
+        return Inserted(*counts, new_blocks=missing, evicted_blocks=evicted)
+
+    def log_odds(self, points: Float[Tensor, "n 3"], *, world: Worlds = 0) -> Int[Tensor, " n"]:
+        """Read the voxels that hold points [m]: int8 steps of log-odds, −128 where unknown."""
+        self._check_worlds(world, points)
+        return self.kernel.log_odds(
+            self.storage, self._points(points), self._to_device(world), self.voxel_size
+        )
+
+    def occupancy(self, points: Float[Tensor, "n 3"], *, world: Worlds = 0) -> Int[Tensor, " n"]:
+        """Read the voxels that hold points [m]: int8, 1 occupied, 0 free, −1 unknown."""
+        value = self.log_odds(points, world=world)
+        seen = torch.where(value >= self.evidence.threshold, 1, 0)
+        return torch.where(value == UNKNOWN, -1, seen).to(torch.int8)
+
+    def cast_rays(
+        self,
+        origins: Float[Tensor, "n 3"],
+        directions: Float[Tensor, "n 3"],
+        *,
+        max_range: float = math.inf,
+        stop_at_unknown: bool = False,
+        world: Worlds = 0,
+    ) -> Casts:
+        """Find the first occupied voxel along rays, by exact traversal.
+
+        Args:
+            origins: Where rays begin [m], on the grid.
+            directions: Where they go, of any length above 0.
+            max_range: Distance [m] at which rays end; at the latest they do at the grid's border.
+            stop_at_unknown: Whether voxels that no scan touched stop a ray too.
+            world: Which of the map's worlds, for all rays or for each.
+        """
+        self._check_worlds(world, origins)
+        if not max_range > 0:
+            raise InvalidValueError("max_range", max_range, "above 0 [m]")
+        begin = origins.to(self.device, torch.float64)
+        along = directions.to(self.device, torch.float64)
+        border = BIAS * self.voxel_size
+        if not bool(((begin >= -border) & (begin < border)).all()):
+            raise InvalidValueError("origins", _extent(begin), f"within {border} m of the grid's centre")
+        length = torch.linalg.vector_norm(along, dim=1, keepdim=True)
+        if not bool((length.isfinite() & (length > 0)).all()):
+            raise InvalidValueError("directions", _extent(along), "finite vectors of some length")
+        along = along / length
+        # The last point within the grid, half a voxel before its border.
+        inner = border - self.voxel_size / 2
+        room = torch.where(along > 0, inner - begin, -inner - begin) / along
+        room = torch.where(along == 0, math.inf, room.clamp(min=0)).amin(1, keepdim=True)
+        reach = room.clamp(max=max_range)
+        share, code = self.kernel.cast(
+            self.storage,
+            begin,
+            begin + along * reach,
+            self._to_device(world),
+            self.voxel_size,
+            stop_at_unknown,
+        )
+        return Casts(share * reach[:, 0], unmorton(code.clamp(min=0)) - BIAS)
+
+    def occupied_centres(self, *, world: int = 0) -> Float[Tensor, "n 3"]:
+        """Centres of the occupied voxels [m], float64, sorted by Morton code."""
+        self._check_world(world)
+        keys = self.storage.keys[: self.storage.count]
+        (slots,) = (keys >> KEY_BITS == world).nonzero(as_tuple=True)
+        slots = slots[keys[slots].argsort()]
+        slot, cell = (self.storage.log_odds[slots] >= self.evidence.threshold).nonzero(as_tuple=True)
+        block = keys[slots[slot]] & ((1 << KEY_BITS) - 1)
+        voxel = unmorton(block * CELLS + cell) - BIAS
+        return (voxel.double() + 0.5) * self.voxel_size
+
+    def clear(self, worlds: Int[Tensor, " w"] | Sequence[int] | None = None) -> None:
+        """Forget worlds, or all of them."""
+        held = self.storage.keys[: self.storage.count] >> KEY_BITS
+        if worlds is None:
+            keep = torch.zeros_like(held, dtype=torch.bool)
+        else:
+            keep = ~torch.isin(held, torch.as_tensor(worlds, device=self.device))
+        self._keep(keep)
+
+    def clear_outside(self, centre: Vector, radius: float, *, world: int = 0) -> int:
+        """Forget the blocks that lie outside a ball altogether.
+
+        Args:
+            centre: Of the ball [m].
+            radius: Of the ball [m].
+            world: Which of the map's worlds; others stay.
+
+        Returns:
+            The number of blocks forgotten.
+        """
+        self._check_world(world)
+        before = self.storage.count
+        self._keep((self._distance(_vector("centre", centre), world) <= radius))
+        return before - self.storage.count
+
+    def stats(self) -> dict[str, int]:
+        """Count blocks, worlds, voxels by state, and bytes."""
+        value = self.storage.log_odds[: self.storage.count]
+        known = int((value != UNKNOWN).sum())
+        occupied = int((value >= self.evidence.threshold).sum())
+        worlds = (self.storage.keys[: self.storage.count] >> KEY_BITS).unique()
+        return {
+            "blocks": self.storage.count,
+            "worlds": len(worlds),
+            "occupied": occupied,
+            "free": known - occupied,
+            "bytes": self.nbytes,
+        }
+
+    def _scan(self, points: Tensor, origin: Vector, mode: Insert, max_range: float) -> Scan:
+        if not isinstance(mode, Insert):
+            raise InvalidValueError("mode", mode, [str(each) for each in Insert])
+        if not max_range > 0:
+            raise InvalidValueError("max_range", max_range, "above 0 [m]")
+        at = _vector("origin", origin)
+        border = BIAS * self.voxel_size
+        if not all(-border <= x < border for x in at):
+            raise InvalidValueError("origin", at, f"within {border} m of the grid's centre")
+        return Scan(self._points(points), at, self.voxel_size, float(max_range), mode)
+
+    def _points(self, points: Tensor) -> Tensor:
+        if points.ndim != 2 or points.shape[1] != 3:
+            raise InvalidValueError("points", tuple(points.shape), "shape [n, 3]")
+        return points.to(self.device, torch.float32)
+
+    def _to_device(self, world: Worlds) -> Worlds:
+        return world if isinstance(world, int) else world.to(self.device, torch.int64)
+
+    def _check_world(self, world: int) -> None:
+        if not 0 <= world < WORLDS:
+            raise InvalidValueError("world", world, f"0 to {WORLDS - 1}")
+
+    def _check_worlds(self, world: Worlds, items: Tensor) -> None:
+        if isinstance(world, int):
+            self._check_world(world)
+        elif world.shape != items.shape[:1]:
+            raise InvalidValueError("world", tuple(world.shape), f"one for each of {len(items)}")
+        elif len(world) and not (0 <= int(world.min()) and int(world.max()) < WORLDS):
+            raise InvalidValueError("world", _extent(world), f"0 to {WORLDS - 1}")
+
+    def _make_room(self, missing: int, origin: tuple[float, float, float], world: int) -> int:
+        """Grow, evict or raise; return how many blocks were evicted."""
+        storage = self.storage
+        needed = storage.count + missing
+        if needed <= storage.capacity:
+            return 0
+        roomy = max(needed, storage.capacity + storage.capacity // 2)
+        for capacity in (roomy, needed):
+            if self.max_bytes is None or Storage.bytes_for(capacity) <= self.max_bytes:
+                storage.grow(capacity)
+                self.kernel.rehash(storage)
+                return 0
+        assert self.max_bytes is not None
+        if self.when_full is WhenFull.RAISE:
+            raise FullError(Storage.bytes_for(needed), self.max_bytes)
+        return self._evict(needed, origin, world)
+
+    def _evict(self, needed: int, origin: tuple[float, float, float], world: int) -> int:
+        """Drop this world's farthest blocks until the others and the scan fit."""
+        storage = self.storage
+        assert self.max_bytes is not None
+        excess = needed - storage.capacity
+        keys = storage.keys[: storage.count]
+        seen = torch.isin(keys, storage.key(world, self.kernel.touched()))
+        mayleave = (keys >> KEY_BITS == world) & ~seen
+        if excess > int(mayleave.sum()):
+            raise FullError(Storage.bytes_for(needed), self.max_bytes)
+        distance = torch.where(mayleave, self._distance(origin, world), -1.0)
+        keep = torch.ones_like(mayleave)
+        keep[distance.argsort(descending=True, stable=True)[:excess]] = False
+        self._keep(keep)
+        return excess
+
+    def _keep(self, keep: Tensor) -> None:
+        (slots,) = keep.nonzero(as_tuple=True)
+        if len(slots) == self.storage.count:
+            return
+        self.storage.keep(slots)
+        self.kernel.rehash(self.storage)
+
+    def _distance(self, centre: tuple[float, float, float], world: int) -> Float[Tensor, " s"]:
+        """Distance of every block to a point [m]; zero in other worlds."""
+        keys = self.storage.keys[: self.storage.count]
+        edge = 8 * self.voxel_size
+        least = (unmorton(keys & ((1 << KEY_BITS) - 1)) - BIAS // 8).double() * edge
+        at = torch.tensor(centre, dtype=torch.float64, device=self.device)
+        apart = (least - at).clamp(min=0) + (at - least - edge).clamp(min=0)
+        return torch.where(keys >> KEY_BITS == world, torch.linalg.vector_norm(apart, dim=1), 0.0)
+
+
+def _vector(name: str, given: Vector) -> tuple[float, float, float]:
+    numbers = torch.as_tensor(given, dtype=torch.float64).tolist()
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise InvalidValueError(name, numbers, "three finite numbers [m]")
+    return (numbers[0], numbers[1], numbers[2])
+
+
+def _extent(x: Tensor) -> str:
+    return f"{x.min().item()} … {x.max().item()}" if x.numel() else "nothing"
+
+
+@functools.cache
+def _say_once(device: str) -> None:
+    warnings.warn(
+        f"no compiled kernels for {device}: VoxelMap runs in torch alone, correct but slower",
+        stacklevel=4,
+    )
+
+
+def choose_kernel(device: torch.device) -> Native | Reference:
+    """Return the compiled kernels where there are any for the device."""
+    if device.type == "cpu" and native.library() is not None:
+        return Native()
+    _say_once(str(device))
+    return Reference()

@@ -1,0 +1,106 @@
+"""The compiled kernels against the torch reference: the same map and answers, bit by bit."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engram.kernels import native
+from engram.kernels.native import Native
+from engram.kernels.reference import Reference
+from engram.kernels.scan import Insert
+from engram.kernels.voxel_map import VoxelMap
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiled kernels")
+
+KINDS = ("free", "lattice", "axis", "diagonal", "far", "broken")
+
+
+def points(kind: str, count: int, origin: torch.Tensor, voxel: float, random: torch.Generator) -> torch.Tensor:
+    """Scans that look for trouble: on block borders, along axes and diagonals, far, or broken."""
+    cloud = torch.randn(count, 3, generator=random, dtype=torch.float64)
+    if kind == "lattice":  # on the borders of voxels and blocks
+        cloud = (cloud * 20).round() * voxel
+    elif kind == "axis":
+        one = torch.nn.functional.one_hot(torch.randint(3, (count,), generator=random), 3)
+        cloud = origin + (cloud * 40 * voxel) * one
+    elif kind == "diagonal":
+        sign = torch.randint(2, (count, 3), generator=random) * 2 - 1
+        cloud = origin + sign * (torch.rand(count, 1, generator=random, dtype=torch.float64) * 90).round() * voxel
+    elif kind == "far":
+        cloud = cloud * voxel * 400
+    else:
+        cloud = origin + cloud * voxel * 30
+    if kind == "broken":
+        hole = torch.randint(4, cloud.shape, generator=random)
+        bad = torch.tensor([float(origin[0]), math.nan, math.inf, 3e38], dtype=torch.float64)
+        cloud = torch.where(torch.rand(count, 1, generator=random) < 0.3, bad[hole], cloud)
+    return cloud.float()
+
+
+def contents(held: VoxelMap) -> tuple[torch.Tensor, ...]:
+    storage = held.storage
+    order = storage.keys[: storage.count].argsort()
+    return tuple(
+        part[: storage.count][order]
+        for part in (storage.keys, storage.log_odds, storage.known, storage.occupied)
+    )
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    kind=st.sampled_from(KINDS),
+    mode=st.sampled_from(list(Insert)),
+    voxel=st.sampled_from([0.05, 0.1, 0.25, 1 / 3]),
+    offset=st.sampled_from([0.0, -3.0, 1000.0, 12_000.0]),
+    max_range=st.sampled_from([math.inf, 0.7, 4.0]),
+    count=st.sampled_from([0, 1, 15, 16, 17, 300]),
+    threads=st.sampled_from([1, 2]),
+)
+@settings(max_examples=100, deadline=None)
+def test_insertion(seed, kind, mode, voxel, offset, max_range, count, threads) -> None:
+    random = torch.Generator().manual_seed(seed)
+    ours, oracle = VoxelMap(voxel, kernel=Native(threads)), VoxelMap(voxel, kernel=Reference())
+    for world in (0, 3, 0):
+        origin = offset + torch.rand(3, generator=random, dtype=torch.float64)
+        if kind in ("lattice", "axis", "diagonal"):
+            origin = (origin / voxel).round() * voxel
+        cloud = points(kind, count, origin, voxel, random)
+        told = [
+            held.insert_points(cloud, origin, mode=mode, max_range=max_range, world=world)
+            for held in (ours, oracle)
+        ]
+        assert told[0] == told[1]
+    for mine, true in zip(contents(ours), contents(oracle), strict=True):
+        assert torch.equal(mine, true)
+    where = torch.cat([cloud, cloud + voxel, cloud * 1e9])
+    assert torch.equal(ours.log_odds(where), oracle.log_odds(where))
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    kind=st.sampled_from(("free", "lattice", "far")),
+    unknown=st.booleans(),
+    max_range=st.sampled_from([math.inf, 1.0, 30.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_rays(seed, kind, unknown, max_range) -> None:
+    random = torch.Generator().manual_seed(seed)
+    voxel = 0.1
+    ours, oracle = VoxelMap(voxel, kernel=Native(2)), VoxelMap(voxel, kernel=Reference())
+    origin = torch.zeros(3, dtype=torch.float64)
+    cloud = points(kind, 300, origin, voxel, random)
+    for held in (ours, oracle):
+        held.insert_points(cloud, origin)
+    begin = points("lattice" if seed % 2 else "free", 200, origin, voxel, random)
+    along = torch.randn(200, 3, generator=random)
+    along[:60] = along[:60].sign() * (torch.rand(60, 3, generator=random) < 0.6)
+    along[(along == 0).all(1)] = 1.0
+    reach = {"max_range": max_range if kind != "far" else min(max_range, 60.0), "stop_at_unknown": unknown}
+    if math.isinf(reach["max_range"]):
+        reach["max_range"] = 200.0
+    mine, true = (held.cast_rays(begin, along, **reach) for held in (ours, oracle))
+    assert torch.equal(mine.distance, true.distance)
+    assert torch.equal(mine.voxel, true.voxel)
