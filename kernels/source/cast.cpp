@@ -73,25 +73,28 @@ uint64_t unmirrored(const Ray& ray, int64_t x, int64_t y, int64_t z) {
 }
 
 // Slabs that can be passed over from slab k on, since the ray stays in the cube of that edge.
-int slabs_in_cube(const Ray& ray, const Crossing& at, int k, int edge) {
+int slabs_in_cube(const Ray& ray, const double inverse[3], const Crossing& at, int k, int edge) {
   int64_t last = (at.in[0] | (edge - 1)) - (ray.from[0] >> kFraction);  // slab
   for (int i = 1; i < 3; ++i) {
     if (ray.slope[i] == 0) continue;
     // In slab j the coordinate is below first + j slope, which must not reach the cube's end.
     const int64_t room = (((at.in[i] | (edge - 1)) + 1) << kFraction) - ray.first[i];
-    const int64_t slabs = room > 0 ? (room - 1) / ray.slope[i] : -1;  // largest j with j slope < room
+    // The largest j with j slope < room, or one less: then the next slab is looked at for nothing.
+    int64_t slabs = room > 0 ? int64_t(double(room - 1) * inverse[i]) : -1;
+    slabs -= slabs > 0 && slabs * ray.slope[i] >= room;
     last = std::min(last, slabs);
   }
   return int(std::min<int64_t>(last, ray.slabs - 1)) - k + 1;
 }
 
 bool cast(Caster& caster, const Ray& ray, Hit& hit) {
+  const double inverse[3] = {0, 1 / double(ray.slope[1]), 1 / double(ray.slope[2])};
   for (int k = 0; k <= ray.slabs;) {
     const Crossing at = crossing(ray, k);
     const uint64_t entered = unmirrored(ray, at.in[0], at.in[1], at.in[2]);
     const int edge = caster.empty_cube(entered);
     if (edge) {
-      const int passed = slabs_in_cube(ray, at, k, edge);
+      const int passed = slabs_in_cube(ray, inverse, at, k, edge);
       if (passed > 0) {
         k += passed;
         continue;

@@ -4,6 +4,10 @@
 #include <cmath>
 #include <cstdint>
 
+#if defined(__BMI2__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#endif
+
 #ifdef __CUDACC__
 #define VOX_BOTH __host__ __device__ __forceinline__
 #else
@@ -38,6 +42,9 @@ VOX_BOTH int64_t to_fixed(double x) {  // x in voxels, on the grid
 }
 
 VOX_BOTH uint64_t spread(uint64_t x) {  // put two zeros between the bits of a 21-bit number
+#if defined(__BMI2__) && !defined(__CUDACC__)
+  return _pdep_u64(x, 0x1249249249249249ull);
+#endif
   x = (x | x << 32) & 0x001f00000000ffffull;
   x = (x | x << 16) & 0x001f0000ff0000ffull;
   x = (x | x << 8) & 0x100f00f00f00f00full;
@@ -46,6 +53,9 @@ VOX_BOTH uint64_t spread(uint64_t x) {  // put two zeros between the bits of a 2
 }
 
 VOX_BOTH uint64_t unspread(uint64_t x) {
+#if defined(__BMI2__) && !defined(__CUDACC__)
+  return _pext_u64(x, 0x1249249249249249ull);
+#endif
   x &= 0x1249249249249249ull;
   x = (x | x >> 2) & 0x10c30c30c30c30c3ull;
   x = (x | x >> 4) & 0x100f00f00f00f00full;
