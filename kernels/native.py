@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from engram.kernels.grid import Evidence
-from engram.kernels.scan import Counts, Scan, Worlds
+from engram.kernels.scan import Bundle, Counts, Scan, Worlds
 from engram.kernels.storage import Storage
 
 FOLDER = Path(__file__).parent
@@ -77,7 +77,7 @@ def library() -> ctypes.CDLL | None:
         "vox_cast": (
             None,
             [pointer, pointer, pointer, pointer, number, number, ctypes.c_double]
-            + [number, number, pointer, pointer],
+            + [ctypes.c_double, number, number, pointer, pointer],
         ),
     }
     for name, (result, arguments) in signatures.items():
@@ -175,34 +175,33 @@ class Native:
     def cast(
         self,
         storage: Storage,
-        begin: Float[Tensor, "n 3"],
-        end: Float[Tensor, "n 3"],
+        bundle: Bundle,
         worlds: Worlds,
         voxel_size: float,
-        stop_at_unknown: bool,
     ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-        """Find the first occupied voxel on the way between points [m] on the grid.
+        """Find the first voxel that stops each ray.
 
         Returns:
-            The share of the way at which it is entered, infinite where there is none, and its
-            code, −1 where there is none.
+            The distance [m] at which it is entered, infinite where there is none; and its code,
+            −1 where there is none and −2 where the ray is none.
         """
-        begin, end = begin.contiguous(), end.contiguous()
-        share = torch.empty(len(begin), dtype=torch.float64)
+        begin, along = bundle.origins.contiguous(), bundle.directions.contiguous()
+        distance = torch.empty(len(begin), dtype=torch.float64)
         code = torch.empty(len(begin), dtype=torch.int64)
         self.lib.vox_cast(
             ctypes.byref(_view(storage)),
             begin.data_ptr(),
-            end.data_ptr(),
+            along.data_ptr(),
             *_worlds(worlds),
             len(begin),
             voxel_size,
-            stop_at_unknown,
+            bundle.max_range,
+            bundle.stop_at_unknown,
             self.threads,
-            share.data_ptr(),
+            distance.data_ptr(),
             code.data_ptr(),
         )
-        return share, code
+        return distance, code
 
 
 def _worlds(worlds: Worlds) -> tuple[int | None, int]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engram.kernels.grid import BIAS, CELLS, FRACTION, ONE, Evidence, morton, on_grid, to_fixed, unmorton
 from engram.kernels.reference_rays import entered, make_rays, visits
-from engram.kernels.scan import Counts, Insert, Scan, Worlds
+from engram.kernels.scan import Bundle, Counts, Insert, Scan, Worlds
 from engram.kernels.storage import UNKNOWN, Storage
 
 
@@ -104,26 +104,26 @@ class Reference:
     def cast(
         self,
         storage: Storage,
-        begin: Float[Tensor, "n 3"],
-        end: Float[Tensor, "n 3"],
+        bundle: Bundle,
         worlds: Worlds,
         voxel_size: float,
-        stop_at_unknown: bool,
     ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-        """Find the first occupied voxel on the way between points [m] on the grid.
+        """Find the first voxel that stops each ray.
 
         Returns:
-            The share of the way at which it is entered, infinite where there is none, and its
-            code, −1 where there is none.
+            The distance [m] at which it is entered, infinite where there is none; and its code,
+            −1 where there is none and −2 where the ray is none.
         """
+        good, end, reach = _reach(bundle, voxel_size)
+        begin = torch.where(good[:, None], bundle.origins, 0.0)
         rays = make_rays(*(to_fixed(part * (1 / voxel_size)) for part in (begin, end)))
-        share = torch.full((len(begin),), float("inf"), dtype=torch.float64, device=begin.device)
-        code = torch.full_like(rays.slabs, -1)
+        distance = torch.full_like(reach, float("inf"))
+        code = torch.where(good, -1, -2)
         for seen in visits(rays):
             world = worlds if isinstance(worlds, int) else worlds[seen.ray].repeat_interleave(3)
             slot, bit = self._place(storage, seen.code.flatten(), world)
             stop = (storage.occupied.view(-1)[bit >> 6] >> (bit & 63) & 1).bool() & (slot >= 0)
-            if stop_at_unknown:
+            if bundle.stop_at_unknown:
                 known = (storage.known.view(-1)[bit >> 6] >> (bit & 63) & 1).bool() & (slot >= 0)
                 stop = stop | ~known
             (at,) = stop.nonzero(as_tuple=True)
@@ -131,8 +131,10 @@ class Reference:
             ray, place = seen.ray[at // 3].unique(return_inverse=True)
             first = torch.full_like(ray, len(stop)).scatter_reduce(0, place, at, "amin")
             code[ray] = seen.code.flatten()[first]
-            share[ray] = entered(rays, seen, first)
-        return share, code
+            distance[ray] = entered(rays, seen, first) * reach[ray]
+        refused = ~good
+        code[refused], distance[refused] = -2, float("inf")
+        return distance, code
 
     def _place(
         self, storage: Storage, codes: Int[Tensor, " n"], worlds: Worlds
@@ -187,6 +189,20 @@ class Reference:
         for seen in visits(make_rays(begin.expand_as(ends), ends)):
             found.append(seen.code[seen.code != last[seen.ray, None]].unique())
         return torch.cat(found).unique()
+
+
+def _reach(bundle: Bundle, voxel_size: float) -> tuple[Tensor, Tensor, Float[Tensor, " n"]]:
+    """Return which rays are any, where they end [m], and how far that is [m]."""
+    inner = BIAS * voxel_size - voxel_size / 2
+    x, y, z = bundle.directions.unbind(1)
+    length = (x * x + y * y + z * z).sqrt()
+    good = on_grid(bundle.origins * (1 / voxel_size)) & (length > 0) & length.isfinite()
+    along = torch.where(good[:, None], bundle.directions / length[:, None], 0.0)
+    begin = torch.where(good[:, None], bundle.origins, 0.0)
+    room = (torch.where(along > 0, inner, -inner) - begin) / along
+    room = torch.where(along == 0, float("inf"), room.clamp(min=0)).amin(1)
+    reach = torch.where(good, room.clamp(max=bundle.max_range), 0.0)
+    return good, begin + along * reach[:, None], reach
 
 
 def _shorten(

@@ -36,6 +36,19 @@ class Scan(NamedTuple):
     mode: Insert
 
 
+class Bundle(NamedTuple):
+    """Rays to be cast."""
+
+    origins: Float[Tensor, "n 3"]
+    """[m], float64, on the grid."""
+    directions: Float[Tensor, "n 3"]
+    """float64, finite, of any length above 0."""
+    max_range: float
+    """[m]; rays end here, or at the grid's border."""
+    stop_at_unknown: bool
+    """Whether voxels that no scan touched stop a ray too."""
+
+
 class Counts(NamedTuple):
     """What became of a scan's points."""
 

@@ -17,7 +17,7 @@ from engram.kernels.grid import BIAS, CELLS, KEY_BITS, WORLDS, unmorton
 from engram.kernels.native import Native
 from engram.kernels.occupancy import Occupancy
 from engram.kernels.reference import Reference
-from engram.kernels.scan import Insert, Scan, Worlds
+from engram.kernels.scan import Bundle, Insert, Scan, Worlds
 from engram.kernels.storage import LEAST_CAPACITY, UNKNOWN, Storage
 
 Vector = Sequence[float] | Float[Tensor, " 3"]
@@ -191,29 +191,22 @@ class VoxelMap:
         self._check_worlds(world, origins)
         if not max_range > 0:
             raise InvalidValueError("max_range", max_range, "above 0 [m]")
-        begin = origins.to(self.device, torch.float64)
-        along = directions.to(self.device, torch.float64)
-        border = BIAS * self.voxel_size
-        if not bool(((begin >= -border) & (begin < border)).all()):
-            raise InvalidValueError("origins", _extent(begin), f"within {border} m of the grid's centre")
-        length = torch.linalg.vector_norm(along, dim=1, keepdim=True)
-        if not bool((length.isfinite() & (length > 0)).all()):
-            raise InvalidValueError("directions", _extent(along), "finite vectors of some length")
-        along = along / length
-        # The last point within the grid, half a voxel before its border.
-        inner = border - self.voxel_size / 2
-        room = torch.where(along > 0, inner - begin, -inner - begin) / along
-        room = torch.where(along == 0, math.inf, room.clamp(min=0)).amin(1, keepdim=True)
-        reach = room.clamp(max=max_range)
-        share, code = self.kernel.cast(
-            self.storage,
-            begin,
-            begin + along * reach,
-            self._to_device(world),
-            self.voxel_size,
+        bundle = Bundle(
+            origins.to(self.device, torch.float64),
+            directions.to(self.device, torch.float64),
+            float(max_range),
             stop_at_unknown,
         )
-        return Casts(share * reach[:, 0], unmorton(code.clamp(min=0)) - BIAS)
+        distance, code = self.kernel.cast(
+            self.storage, bundle, self._to_device(world), self.voxel_size
+        )
+        (bad,) = (code == -2).nonzero(as_tuple=True)
+        if len(bad):
+            at = int(bad[0])
+            seen = f"{origins[at].tolist()} along {directions[at].tolist()}"
+            allowed = "origins on the grid, finite directions of some length"
+            raise InvalidValueError(f"ray {at}", seen, allowed)
+        return Casts(distance, unmorton(code.clamp(min=0)) - BIAS)
 
     def occupied_centres(self, *, world: int = 0) -> Float[Tensor, "n 3"]:
         """Centres of the occupied voxels [m], float64, sorted by Morton code."""

@@ -1,6 +1,7 @@
 // Casting rays through the map: the slabs of ray.h, with steps over blocks and cubes of 4 x 4 x 4
 // that hold nothing to stop at.
 #include <algorithm>
+#include <limits>
 
 #include "map.h"
 #include "pool.h"
@@ -124,24 +125,40 @@ bool cast(Caster& caster, const Ray& ray, Hit& hit) {
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Cast rays from origins along directions, [count, 3] each, up to max_range metres or the grid's
+// Cast rays from origins along directions, [count, 3] each in metres, up to max_range or the grid's
 // border. distance: metres at which the first voxel that stops the ray is entered, infinite where
-// none does; code: its Morton code, -1 where none.
-void vox_cast(const View* map, const double* origins, const double* ends, const int64_t* worlds, int64_t world,
-              int64_t count, double voxel_size, int64_t stop_at_unknown, int64_t threads, double* share, int64_t* code) {
-  const double inverse = 1 / voxel_size;
+// none does; code: its Morton code, -1 where none. A ray that begins off the grid or has no finite
+// direction is refused: its code is -2.
+void vox_cast(const View* map, const double* origins, const double* directions, const int64_t* worlds, int64_t world,
+              int64_t count, double voxel_size, double max_range, int64_t stop_at_unknown, int64_t threads,
+              double* distance, int64_t* code) {
+  const double inverse = 1 / voxel_size, border = double(kBias) * voxel_size, inner = border - voxel_size / 2;
   parallel(int(threads), count, 256, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
+      const double* o = origins + 3 * i;
+      const double* d = directions + 3 * i;
+      const double length = std::sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
+      const bool good = on_grid(o[0] * inverse) & on_grid(o[1] * inverse) & on_grid(o[2] * inverse);
+      distance[i] = std::numeric_limits<double>::infinity(), code[i] = -2;
+      if (!good || !(length > 0) || !std::isfinite(length)) continue;
+      double reach = max_range;
+      for (int j = 0; j < 3; ++j) {
+        const double along = d[j] / length;
+        if (along == 0) continue;
+        const double room = ((along > 0 ? inner : -inner) - o[j]) / along;
+        reach = std::min(reach, room > 0 ? room : 0.0);
+      }
       Fixed from, to;
       for (int j = 0; j < 3; ++j) {
-        from.v[j] = to_fixed(origins[3 * i + j] * inverse);
-        to.v[j] = to_fixed(ends[3 * i + j] * inverse);
+        from.v[j] = to_fixed(o[j] * inverse);
+        to.v[j] = to_fixed((o[j] + d[j] / length * reach) * inverse);
       }
       Caster caster{*map, stop_at_unknown != 0, worlds ? worlds[i] : world};
       Hit hit;
-      const bool found = cast(caster, make_ray(from, to), hit);
-      share[i] = found ? hit.distance : std::numeric_limits<double>::infinity();
-      code[i] = found ? int64_t(hit.code) : -1;
+      code[i] = -1;
+      if (!cast(caster, make_ray(from, to), hit)) continue;
+      distance[i] = hit.distance * reach;
+      code[i] = int64_t(hit.code);
     }
   });
 }
