@@ -74,6 +74,21 @@ def library() -> ctypes.CDLL | None:
             None,
             [pointer, pointer, pointer, number, number, ctypes.c_double, number, pointer],
         ),
+        "vox_nearest": (
+            None,
+            [pointer, pointer, pointer, number, number, ctypes.c_double]
+            + [number, ctypes.c_double, number, pointer, pointer],
+        ),
+        "vox_count_within": (
+            None,
+            [pointer, pointer, pointer, number, number, ctypes.c_double]
+            + [ctypes.c_double, number, pointer],
+        ),
+        "vox_list_within": (
+            None,
+            [pointer, pointer, pointer, number, number, ctypes.c_double]
+            + [ctypes.c_double, number, pointer, pointer, pointer],
+        ),
         "vox_cast": (
             None,
             [pointer, pointer, pointer, pointer, number, number, ctypes.c_double]
@@ -202,6 +217,84 @@ class Native:
             code.data_ptr(),
         )
         return distance, code
+
+
+    def nearest(
+        self,
+        storage: Storage,
+        points: Float[Tensor, "n 3"],
+        worlds: Worlds,
+        voxel_size: float,
+        k: int,
+        limit: float,
+    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+        """Find the k nearest occupied voxels within `limit` voxels, nearest first, ties by code.
+
+        Returns:
+            Squared distances in voxels, infinite, and codes, −1, where there are fewer.
+        """
+        distance = torch.empty(len(points), k, dtype=torch.float64)
+        code = torch.empty(len(points), k, dtype=torch.int64)
+        self._each(
+            "vox_nearest", storage, points, worlds, voxel_size, k, limit, self.threads,
+            distance.data_ptr(), code.data_ptr(),
+        )  # fmt: skip
+        return distance, code
+
+    def count_within(
+        self,
+        storage: Storage,
+        points: Float[Tensor, "n 3"],
+        worlds: Worlds,
+        voxel_size: float,
+        radius: float,
+    ) -> Int[Tensor, " n"]:
+        """Count the occupied voxels within `radius` voxels."""
+        out = torch.empty(len(points), dtype=torch.int64)
+        self._each(
+            "vox_count_within", storage, points, worlds, voxel_size, radius, self.threads,
+            out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+    def list_within(
+        self,
+        storage: Storage,
+        points: Float[Tensor, "n 3"],
+        worlds: Worlds,
+        voxel_size: float,
+        radius: float,
+    ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, " m"]]:
+        """List the occupied voxels within `radius` voxels, sorted by code.
+
+        Returns:
+            Where the list of each point begins, and the last one ends; squared distances in
+            voxels; codes.
+        """
+        count = self.count_within(storage, points, worlds, voxel_size, radius)
+        offset = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        distance = torch.empty(int(offset[-1]), dtype=torch.float64)
+        code = torch.empty(len(distance), dtype=torch.int64)
+        self._each(
+            "vox_list_within", storage, points, worlds, voxel_size, radius, self.threads,
+            offset.data_ptr(), distance.data_ptr(), code.data_ptr(),
+        )  # fmt: skip
+        return offset, distance, code
+
+    def _each(
+        self,
+        name: str,
+        storage: Storage,
+        points: Float[Tensor, "n 3"],
+        worlds: Worlds,
+        voxel_size: float,
+        *rest: float | int,
+    ) -> None:
+        points = points.contiguous()
+        view = ctypes.byref(_view(storage))
+        getattr(self.lib, name)(
+            view, points.data_ptr(), *_worlds(worlds), len(points), voxel_size, *rest
+        )
 
 
 def _worlds(worlds: Worlds) -> tuple[int | None, int]:

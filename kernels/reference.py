@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from engram.kernels.grid import BIAS, CELLS, FRACTION, ONE, Evidence, morton, on_grid, to_fixed, unmorton
+from engram.kernels.reference_nearest import Voxels
 from engram.kernels.reference_rays import entered, make_rays, visits
 from engram.kernels.scan import Bundle, Counts, Insert, Scan, Worlds
 from engram.kernels.storage import UNKNOWN, Storage
@@ -135,6 +136,50 @@ class Reference:
         refused = ~good
         code[refused], distance[refused] = -2, float("inf")
         return distance, code
+
+    def nearest(
+        self,
+        storage: Storage,
+        points: Float[Tensor, "n 3"],
+        worlds: Worlds,
+        voxel_size: float,
+        k: int,
+        limit: float,
+    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+        """Find the k nearest occupied voxels within `limit` voxels, nearest first, ties by code.
+
+        Returns:
+            Squared distances in voxels, infinite, and codes, −1, where there are fewer.
+        """
+        return Voxels(storage, voxel_size).nearest(points, worlds, k, limit)
+
+    def count_within(
+        self,
+        storage: Storage,
+        points: Float[Tensor, "n 3"],
+        worlds: Worlds,
+        voxel_size: float,
+        radius: float,
+    ) -> Int[Tensor, " n"]:
+        """Count the occupied voxels within `radius` voxels."""
+        return Voxels(storage, voxel_size).within(points, worlds, radius)[0]
+
+    def list_within(
+        self,
+        storage: Storage,
+        points: Float[Tensor, "n 3"],
+        worlds: Worlds,
+        voxel_size: float,
+        radius: float,
+    ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, " m"]]:
+        """List the occupied voxels within `radius` voxels, sorted by code.
+
+        Returns:
+            Where the list of each point begins, and the last one ends; squared distances in
+            voxels; codes.
+        """
+        count, distance, code = Voxels(storage, voxel_size).within(points, worlds, radius)
+        return torch.cat([count.new_zeros(1), count.cumsum(0)]), distance, code
 
     def _place(
         self, storage: Storage, codes: Int[Tensor, " n"], worlds: Worlds

@@ -71,6 +71,17 @@ class Casts(NamedTuple):
         return self.distance.isfinite()
 
 
+class Neighbours(NamedTuple):
+    """Lists of voxels, one for each point, end to end and each in Morton order."""
+
+    offset: Int[Tensor, " n_plus_1"]
+    """The list of point i is offset[i] … offset[i+1] − 1."""
+    distance: Float[Tensor, " m"]
+    """[m], float64."""
+    voxel: Int[Tensor, "m 3"]
+    """Integer coordinates."""
+
+
 class VoxelMap:
     """Log-odds of occupancy in voxels, after OctoMap (Hornung et al. 2013).
 
@@ -208,6 +219,50 @@ class VoxelMap:
             raise InvalidValueError(f"ray {at}", seen, allowed)
         return Casts(distance, unmorton(code.clamp(min=0)) - BIAS)
 
+    def nearest(
+        self,
+        points: Float[Tensor, "n 3"],
+        k: int,
+        *,
+        max_distance: float = math.inf,
+        world: Worlds = 0,
+    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k 3"]]:
+        """Find the k occupied voxels whose centres are nearest, nearest first.
+
+        Args:
+            points: Where to look [m].
+            k: How many.
+            max_distance: Beyond which none counts [m].
+            world: Which of the map's worlds, for all points or for each.
+
+        Returns:
+            Distances [m], float64, infinite where there are fewer; and integer coordinates,
+            the grid's least there. Of equally near voxels, that with the least Morton code first.
+        """
+        if k < 1:
+            raise InvalidValueError("k", k, "1 or more")
+        square, code = self.kernel.nearest(
+            self.storage, *self._query(points, world), k, self._voxels("max_distance", max_distance)
+        )
+        return square.sqrt() * self.voxel_size, unmorton(code.clamp(min=0)) - BIAS
+
+    def count_within(
+        self, points: Float[Tensor, "n 3"], radius: float, *, world: Worlds = 0
+    ) -> Int[Tensor, " n"]:
+        """Count the occupied voxels whose centres lie within `radius` [m] of points [m]."""
+        return self.kernel.count_within(
+            self.storage, *self._query(points, world), self._voxels("radius", radius)
+        )
+
+    def list_within(
+        self, points: Float[Tensor, "n 3"], radius: float, *, world: Worlds = 0
+    ) -> Neighbours:
+        """List the occupied voxels whose centres lie within `radius` [m] of points [m]."""
+        offset, square, code = self.kernel.list_within(
+            self.storage, *self._query(points, world), self._voxels("radius", radius)
+        )
+        return Neighbours(offset, square.sqrt() * self.voxel_size, unmorton(code) - BIAS)
+
     def occupied_centres(self, *, world: int = 0) -> Float[Tensor, "n 3"]:
         """Centres of the occupied voxels [m], float64, sorted by Morton code."""
         self._check_world(world)
@@ -273,6 +328,15 @@ class VoxelMap:
         if points.ndim != 2 or points.shape[1] != 3:
             raise InvalidValueError("points", tuple(points.shape), "shape [n, 3]")
         return points.to(self.device, torch.float32)
+
+    def _query(self, points: Tensor, world: Worlds) -> tuple[Tensor, Worlds, float]:
+        self._check_worlds(world, points)
+        return self._points(points), self._to_device(world), self.voxel_size
+
+    def _voxels(self, name: str, metres: float) -> float:
+        if not metres >= 0:
+            raise InvalidValueError(name, metres, "0 or more [m]")
+        return float(metres) / self.voxel_size
 
     def _to_device(self, world: Worlds) -> Worlds:
         return world if isinstance(world, int) else world.to(self.device, torch.int64)

@@ -104,3 +104,33 @@ def test_rays(seed, kind, unknown, max_range) -> None:
     mine, true = (held.cast_rays(begin, along, **reach) for held in (ours, oracle))
     assert torch.equal(mine.distance, true.distance)
     assert torch.equal(mine.voxel, true.voxel)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    kind=st.sampled_from(("free", "lattice", "far", "broken")),
+    k=st.sampled_from([1, 8, 40]),
+    limit=st.sampled_from([math.inf, 0.0, 0.3, 2.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_neighbours(seed, kind, k, limit) -> None:
+    random = torch.Generator().manual_seed(seed)
+    voxel = 0.1
+    ours, oracle = VoxelMap(voxel, kernel=Native(2)), VoxelMap(voxel, kernel=Reference())
+    origin = torch.zeros(3, dtype=torch.float64)
+    for world, count in ((0, 300), (1, 5)):
+        cloud = points(kind, count, origin, voxel, random)
+        for held in (ours, oracle):
+            held.insert_points(cloud, origin, mode=Insert.ENDPOINT, world=world)
+    asked = torch.cat([points(other, 40, origin, voxel, random) for other in ("free", "lattice", "far", "broken")])
+    worlds = torch.randint(3, (len(asked),), generator=random)
+    for mine, true in zip(
+        ours.nearest(asked, k, max_distance=limit, world=worlds),
+        oracle.nearest(asked, k, max_distance=limit, world=worlds),
+        strict=True,
+    ):
+        assert torch.equal(mine, true)
+    radius = min(limit, 5.0)
+    assert torch.equal(*(held.count_within(asked, radius, world=worlds) for held in (ours, oracle)))
+    for mine, true in zip(*(held.list_within(asked, radius, world=worlds) for held in (ours, oracle)), strict=True):
+        assert torch.equal(mine, true)

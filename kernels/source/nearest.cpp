@@ -1,0 +1,305 @@
+// Occupied voxels near points: the k nearest, and those within a radius. Distances are between the
+// point and the voxels' centres, in voxels, squared, float64: x² + y² + z² in this order.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "map.h"
+#include "pool.h"
+
+using namespace vox;
+
+namespace {
+
+struct Found {
+  double distance;  // squared
+  int64_t code;
+  bool operator<(const Found& other) const {
+    return distance < other.distance || (distance == other.distance && code < other.code);
+  }
+};
+
+// A place in voxels, biased as codes are, and the block that holds it.
+struct Query {
+  double at[3];
+  int64_t block[3];
+  int64_t world;
+};
+
+// Squared distances of a coordinate to the centres of `count` voxels in a row.
+inline void squares(double at, int64_t first, int count, double* out) {
+  for (int i = 0; i < count; ++i) {
+    const double d = at - (double(first + i) + 0.5);
+    out[i] = d * d;
+  }
+}
+
+// To the nearest and the farthest centre among voxels first ... first + count - 1 of one axis.
+inline double least(double at, int64_t first, int count) {
+  const double below = double(first) + 0.5 - at, above = at - (double(first + count - 1) + 0.5);
+  const double d = below > 0 ? below : above > 0 ? above : 0;
+  return d * d;
+}
+inline double most(double at, int64_t first, int count) {
+  const double below = at - (double(first) + 0.5), above = double(first + count - 1) + 0.5 - at;
+  const double d = below > above ? below : above;
+  return d * d;
+}
+
+struct Block {
+  int64_t slot, code;   // of the block, without its world
+  int64_t cell[3];      // its least voxel
+};
+
+inline bool load(const View& map, const Query& q, const int64_t block[3], Block& to) {
+  for (int j = 0; j < 3; ++j)
+    if (block[j] < 0 || block[j] >> kBlockBits) return false;
+  to.code = int64_t(morton(uint64_t(block[0]), uint64_t(block[1]), uint64_t(block[2])));
+  to.slot = find(map, q.world << kKeyBits | to.code);
+  for (int j = 0; j < 3; ++j) to.cell[j] = 8 * block[j];
+  return to.slot >= 0;
+}
+
+// Where the block of a slot lies; false where it is of another world.
+inline bool place(const View& map, const Query& q, int64_t slot, int64_t at[3]) {
+  if (map.keys[slot] >> kKeyBits != q.world) return false;
+  const uint64_t code = uint64_t(map.keys[slot]) & ((uint64_t{1} << kKeyBits) - 1);
+  for (int j = 0; j < 3; ++j) at[j] = int64_t(unspread(code >> j));
+  return true;
+}
+
+// Call visit(distance, code) for the occupied voxels of a block's word that `close` admits.
+template <class Close, class Visit>
+inline void each_voxel(const Query& q, const Block& block, int word, uint64_t bits, const Close& close,
+                       const Visit& visit) {
+  double square[3][4];
+  for (int j = 0; j < 3; ++j) squares(q.at[j], block.cell[j] + (word >> j & 1) * 4, 4, square[j]);
+  for (; bits; bits &= bits - 1) {
+    const int bit = __builtin_ctzll(bits);
+    const int x = (bit & 1) | (bit >> 2 & 2), y = (bit >> 1 & 1) | (bit >> 3 & 2), z = (bit >> 2 & 1) | (bit >> 4 & 2);
+    const double d = square[0][x] + square[1][y] + square[2][z];
+    if (close(d)) visit(d, block.code << 9 | word << 6 | bit);
+  }
+}
+
+inline double word_least(const Query& q, const Block& block, int word) {
+  double d = 0;
+  for (int j = 0; j < 3; ++j) d += least(q.at[j], block.cell[j] + (word >> j & 1) * 4, 4);
+  return d;
+}
+
+// Least distance of the blocks in ring r around the query's, Chebyshev.
+inline double ring_least(const Query& q, int64_t r) {
+  double d = std::numeric_limits<double>::infinity();
+  for (int j = 0; j < 3; ++j) {
+    const double low = q.at[j] - double(8 * (q.block[j] - r + 1)), high = double(8 * (q.block[j] + r)) - q.at[j];
+    d = std::min(d, std::min(low, high) + 0.5);
+  }
+  return d * d;
+}
+
+class Nearest {
+ public:
+  Nearest(const View& map, int k, double limit) : map_(map), k_(k), limit_(limit), best_(size_t(k)) {}
+
+  // The k nearest within the limit, sorted; their number.
+  int run(const Query& q) {
+    count_ = 0;
+    for (int64_t r = 0; r == 0 || ring_least(q, r) <= worst(); ++r) {
+      if ((2 * r + 1) * (2 * r + 1) * (2 * r + 1) > map_.count + 27) {  // far from everything
+        all(q);
+        break;
+      }
+      ring(q, r);
+    }
+    return count_;
+  }
+  const Found& operator[](int i) const { return best_[size_t(i)]; }
+
+ private:
+  double worst() const { return count_ < k_ ? limit_ : best_[size_t(k_ - 1)].distance; }
+
+  // Visit every block of the map instead.
+  void all(const Query& q) {
+    count_ = 0;
+    for (int64_t slot = 0; slot < map_.count; ++slot) {
+      int64_t at[3];
+      if (place(map_, q, slot, at)) consider(q, at);
+    }
+  }
+
+  // Visit the blocks at Chebyshev distance r.
+  void ring(const Query& q, int64_t r) {
+    for (int64_t z = -r; z <= r; ++z)
+      for (int64_t y = -r; y <= r; ++y) {
+        const bool shell = z == -r || z == r || y == -r || y == r;
+        for (int64_t x = -r; x <= r; x += shell || r == 0 ? 1 : 2 * r) {
+          const int64_t at[3] = {q.block[0] + x, q.block[1] + y, q.block[2] + z};
+          consider(q, at);
+        }
+      }
+  }
+
+  void consider(const Query& q, const int64_t at[3]) {
+    double d = 0;
+    for (int j = 0; j < 3; ++j) d += least(q.at[j], 8 * at[j], 8);
+    Block block;
+    if (d <= worst() && load(map_, q, at, block)) visit(q, block);
+  }
+
+  void visit(const Query& q, const Block& block) {
+    const uint64_t* occupied = map_.occupied + block.slot * 8;
+    int here = 0;  // the word that is nearest goes first: it narrows the search
+    for (int j = 0; j < 3; ++j) here |= int(q.at[j] >= double(block.cell[j] + 4)) << j;
+    for (int i = 0; i < 8; ++i) {
+      const int word = here ^ i;
+      if (!occupied[word] || !(word_least(q, block, word) <= worst())) continue;
+      each_voxel(q, block, word, occupied[word], [&](double d) { return d <= worst(); },
+                 [&](double d, int64_t code) { add({d, code}); });
+    }
+  }
+
+  void add(const Found& found) {
+    if (count_ == k_ && !(found < best_[size_t(k_ - 1)])) return;
+    int i = count_ < k_ ? count_++ : k_ - 1;
+    for (; i && found < best_[size_t(i - 1)]; --i) best_[size_t(i)] = best_[size_t(i - 1)];
+    best_[size_t(i)] = found;
+  }
+
+  const View& map_;
+  const int k_;
+  const double limit_;
+  std::vector<Found> best_;
+  int count_ = 0;
+};
+
+// Call block(b, inside) for the map's blocks that a ball touches; `inside` where it holds them.
+template <class Visit>
+void each_block(const View& map, const Query& q, double radius, const Visit& visit) {
+  int64_t low[3], high[3];
+  for (int j = 0; j < 3; ++j) {
+    low[j] = int64_t(std::floor((std::max(q.at[j] - radius, 0.0)) / 8));
+    high[j] = int64_t(std::floor(std::min(q.at[j] + radius, double(2 * kBias - 1)) / 8));
+  }
+  const double square = radius * radius;
+  const auto consider = [&](const int64_t at[3]) {
+    double near = 0, far = 0;
+    for (int j = 0; j < 3; ++j) near += least(q.at[j], 8 * at[j], 8), far += most(q.at[j], 8 * at[j], 8);
+    Block block;
+    if (near <= square && load(map, q, at, block)) visit(block, far <= square);
+  };
+  const double volume = double(high[0] - low[0] + 1) * double(high[1] - low[1] + 1) * double(high[2] - low[2] + 1);
+  if (volume <= double(map.count)) {
+    for (int64_t z = low[2]; z <= high[2]; ++z)
+      for (int64_t y = low[1]; y <= high[1]; ++y)
+        for (int64_t x = low[0]; x <= high[0]; ++x) {
+          const int64_t at[3] = {x, y, z};
+          consider(at);
+        }
+    return;
+  }
+  for (int64_t slot = 0; slot < map.count; ++slot) {  // the ball is larger than the map
+    int64_t at[3];
+    if (place(map, q, slot, at)) consider(at);
+  }
+}
+
+int64_t count_within(const View& map, const Query& q, double radius) {
+  const double square = radius * radius;
+  int64_t total = 0;
+  each_block(map, q, radius, [&](const Block& block, bool inside) {
+    const uint64_t* occupied = map.occupied + block.slot * 8;
+    for (int word = 0; word < 8; ++word) {
+      if (!occupied[word]) continue;
+      double far = 0;
+      for (int j = 0; j < 3; ++j) far += most(q.at[j], block.cell[j] + (word >> j & 1) * 4, 4);
+      if (inside || far <= square) {
+        total += __builtin_popcountll(occupied[word]);
+      } else if (word_least(q, block, word) <= square) {
+        each_voxel(q, block, word, occupied[word], [&](double d) { return d <= square; },
+                   [&](double, int64_t) { ++total; });
+      }
+    }
+  });
+  return total;
+}
+
+void list_within(const View& map, const Query& q, double radius, std::vector<Found>& to) {
+  const double square = radius * radius;
+  to.clear();
+  each_block(map, q, radius, [&](const Block& block, bool) {
+    const uint64_t* occupied = map.occupied + block.slot * 8;
+    for (int word = 0; word < 8; ++word)
+      if (occupied[word] && word_least(q, block, word) <= square)
+        each_voxel(q, block, word, occupied[word], [&](double d) { return d <= square; },
+                   [&](double d, int64_t code) { to.push_back({d, code}); });
+  });
+  std::sort(to.begin(), to.end(), [](const Found& a, const Found& b) { return a.code < b.code; });
+}
+
+bool query_at(const float* point, int64_t world, double inverse, Query& q) {
+  for (int j = 0; j < 3; ++j) {
+    const double x = double(point[j]) * inverse;
+    if (!on_grid(x)) return false;
+    q.at[j] = x + double(kBias);
+    q.block[j] = (int64_t(std::floor(x)) + kBias) >> 3;
+  }
+  q.world = world;
+  return true;
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// The k nearest within `limit` voxels of each point, nearest first, ties by code: squared distances
+// in voxels, infinite, and codes, -1, where there are fewer.
+void vox_nearest(const View* map, const float* points, const int64_t* worlds, int64_t world, int64_t count,
+                 double voxel_size, int64_t k, double limit, int64_t threads, double* distance, int64_t* code) {
+  const double inverse = 1 / voxel_size;
+  parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
+    Nearest nearest(*map, int(k), limit * limit);
+    for (int64_t i = begin; i < end; ++i) {
+      Query q;
+      const bool good = query_at(points + 3 * i, worlds ? worlds[i] : world, inverse, q);
+      const int found = good ? nearest.run(q) : 0;
+      for (int n = 0; n < k; ++n) {
+        distance[i * k + n] = n < found ? nearest[n].distance : std::numeric_limits<double>::infinity();
+        code[i * k + n] = n < found ? nearest[n].code : -1;
+      }
+    }
+  });
+}
+
+// How many occupied voxels lie within `radius` voxels of each point.
+void vox_count_within(const View* map, const float* points, const int64_t* worlds, int64_t world, int64_t count,
+                      double voxel_size, double radius, int64_t threads, int64_t* out) {
+  const double inverse = 1 / voxel_size;
+  parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      Query q;
+      out[i] = query_at(points + 3 * i, worlds ? worlds[i] : world, inverse, q) ? count_within(*map, q, radius) : 0;
+    }
+  });
+}
+
+// Their squared distances and codes, those of point i from offset[i] on, sorted by code.
+void vox_list_within(const View* map, const float* points, const int64_t* worlds, int64_t world, int64_t count,
+                     double voxel_size, double radius, int64_t threads, const int64_t* offset, double* distance,
+                     int64_t* code) {
+  const double inverse = 1 / voxel_size;
+  parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
+    std::vector<Found> found;
+    for (int64_t i = begin; i < end; ++i) {
+      Query q;
+      if (!query_at(points + 3 * i, worlds ? worlds[i] : world, inverse, q)) continue;
+      list_within(*map, q, radius, found);
+      for (size_t n = 0; n < found.size(); ++n)
+        distance[offset[i] + int64_t(n)] = found[n].distance, code[offset[i] + int64_t(n)] = found[n].code;
+    }
+  });
+}
+
+}  // extern "C"
+#pragma GCC visibility pop
