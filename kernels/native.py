@@ -227,19 +227,19 @@ class Native:
         voxel_size: float,
         k: int,
         limit: float,
-    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k 3"]]:
         """Find the k nearest occupied voxels within `limit` voxels, nearest first, ties by code.
 
         Returns:
-            Squared distances in voxels, infinite, and codes, −1, where there are fewer.
+            Distances [m], infinite, and coordinates, the grid's least, where there are fewer.
         """
         distance = torch.empty(len(points), k, dtype=torch.float64)
-        code = torch.empty(len(points), k, dtype=torch.int64)
+        voxel = torch.empty(len(points), k, 3, dtype=torch.int64)
         self._each(
             "vox_nearest", storage, points, worlds, voxel_size, k, limit, self.threads,
-            distance.data_ptr(), code.data_ptr(),
+            distance.data_ptr(), voxel.data_ptr(),
         )  # fmt: skip
-        return distance, code
+        return distance, voxel
 
     def count_within(
         self,
@@ -264,22 +264,22 @@ class Native:
         worlds: Worlds,
         voxel_size: float,
         radius: float,
-    ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, " m"]]:
-        """List the occupied voxels within `radius` voxels, sorted by code.
+    ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, "m 3"]]:
+        """List the occupied voxels within `radius` voxels, in Morton order.
 
         Returns:
-            Where the list of each point begins, and the last one ends; squared distances in
-            voxels; codes.
+            Where the list of each point begins, and the last one ends; distances [m];
+            coordinates.
         """
         count = self.count_within(storage, points, worlds, voxel_size, radius)
         offset = torch.cat([count.new_zeros(1), count.cumsum(0)])
         distance = torch.empty(int(offset[-1]), dtype=torch.float64)
-        code = torch.empty(len(distance), dtype=torch.int64)
+        voxel = torch.empty(len(distance), 3, dtype=torch.int64)
         self._each(
             "vox_list_within", storage, points, worlds, voxel_size, radius, self.threads,
-            offset.data_ptr(), distance.data_ptr(), code.data_ptr(),
+            offset.data_ptr(), distance.data_ptr(), voxel.data_ptr(),
         )  # fmt: skip
-        return offset, distance, code
+        return offset, distance, voxel
 
     def _each(
         self,

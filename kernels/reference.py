@@ -145,13 +145,14 @@ class Reference:
         voxel_size: float,
         k: int,
         limit: float,
-    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k 3"]]:
         """Find the k nearest occupied voxels within `limit` voxels, nearest first, ties by code.
 
         Returns:
-            Squared distances in voxels, infinite, and codes, −1, where there are fewer.
+            Distances [m], infinite, and coordinates, the grid's least, where there are fewer.
         """
-        return Voxels(storage, voxel_size).nearest(points, worlds, k, limit)
+        square, code = Voxels(storage, voxel_size).nearest(points, worlds, k, limit)
+        return square.sqrt() * voxel_size, unmorton(code.clamp(min=0)) - BIAS
 
     def count_within(
         self,
@@ -171,15 +172,16 @@ class Reference:
         worlds: Worlds,
         voxel_size: float,
         radius: float,
-    ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, " m"]]:
-        """List the occupied voxels within `radius` voxels, sorted by code.
+    ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, "m 3"]]:
+        """List the occupied voxels within `radius` voxels, in Morton order.
 
         Returns:
-            Where the list of each point begins, and the last one ends; squared distances in
-            voxels; codes.
+            Where the list of each point begins, and the last one ends; distances [m];
+            coordinates.
         """
-        count, distance, code = Voxels(storage, voxel_size).within(points, worlds, radius)
-        return torch.cat([count.new_zeros(1), count.cumsum(0)]), distance, code
+        count, square, code = Voxels(storage, voxel_size).within(points, worlds, radius)
+        offset = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        return offset, square.sqrt() * voxel_size, unmorton(code) - BIAS
 
     def _place(
         self, storage: Storage, codes: Int[Tensor, " n"], worlds: Worlds

@@ -34,7 +34,7 @@ class Voxels:
     def nearest(
         self, points: Float[Tensor, "n 3"], worlds: Worlds, k: int, limit: float
     ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-        """As `Native.nearest`."""
+        """Squared distances in voxels, infinite, and codes, −1, where there are fewer."""
         distances = torch.full((len(points), k), float("inf"), dtype=torch.float64)
         distances = distances.to(points.device)
         codes = torch.full_like(distances, -1, dtype=torch.int64)

@@ -241,10 +241,8 @@ class VoxelMap:
         """
         if k < 1:
             raise InvalidValueError("k", k, "1 or more")
-        square, code = self.kernel.nearest(
-            self.storage, *self._query(points, world), k, self._voxels("max_distance", max_distance)
-        )
-        return square.sqrt() * self.voxel_size, unmorton(code.clamp(min=0)) - BIAS
+        limit = self._voxels("max_distance", max_distance)
+        return self.kernel.nearest(self.storage, *self._query(points, world), k, limit)
 
     def count_within(
         self, points: Float[Tensor, "n 3"], radius: float, *, world: Worlds = 0
@@ -258,10 +256,10 @@ class VoxelMap:
         self, points: Float[Tensor, "n 3"], radius: float, *, world: Worlds = 0
     ) -> Neighbours:
         """List the occupied voxels whose centres lie within `radius` [m] of points [m]."""
-        offset, square, code = self.kernel.list_within(
+        found = self.kernel.list_within(
             self.storage, *self._query(points, world), self._voxels("radius", radius)
         )
-        return Neighbours(offset, square.sqrt() * self.voxel_size, unmorton(code) - BIAS)
+        return Neighbours(*found)
 
     def occupied_centres(self, *, world: int = 0) -> Float[Tensor, "n 3"]:
         """Centres of the occupied voxels [m], float64, sorted by Morton code."""

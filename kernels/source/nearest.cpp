@@ -237,6 +237,12 @@ void list_within(const View& map, const Query& q, double radius, std::vector<Fou
   std::sort(to.begin(), to.end(), [](const Found& a, const Found& b) { return a.code < b.code; });
 }
 
+// Metres, and integer coordinates as users count them.
+inline void write(const Found& found, double voxel_size, double* metres, int64_t* voxel) {
+  *metres = std::sqrt(found.distance) * voxel_size;
+  for (int j = 0; j < 3; ++j) voxel[j] = int64_t(unspread(uint64_t(found.code) >> j)) - kBias;
+}
+
 bool query_at(const float* point, int64_t world, double inverse, Query& q) {
   for (int j = 0; j < 3; ++j) {
     const double x = double(point[j]) * inverse;
@@ -253,21 +259,20 @@ bool query_at(const float* point, int64_t world, double inverse, Query& q) {
 #pragma GCC visibility push(default)
 extern "C" {
 
-// The k nearest within `limit` voxels of each point, nearest first, ties by code: squared distances
-// in voxels, infinite, and codes, -1, where there are fewer.
+// The k nearest within `limit` voxels of each point, nearest first, ties by code: distances in
+// metres, infinite, and coordinates, the grid's least, where there are fewer.
 void vox_nearest(const View* map, const float* points, const int64_t* worlds, int64_t world, int64_t count,
-                 double voxel_size, int64_t k, double limit, int64_t threads, double* distance, int64_t* code) {
+                 double voxel_size, int64_t k, double limit, int64_t threads, double* metres, int64_t* voxel) {
   const double inverse = 1 / voxel_size;
+  const Found none{std::numeric_limits<double>::infinity(), 0};
   parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
     Nearest nearest(*map, int(k), limit * limit);
     for (int64_t i = begin; i < end; ++i) {
       Query q;
       const bool good = query_at(points + 3 * i, worlds ? worlds[i] : world, inverse, q);
       const int found = good ? nearest.run(q) : 0;
-      for (int n = 0; n < k; ++n) {
-        distance[i * k + n] = n < found ? nearest[n].distance : std::numeric_limits<double>::infinity();
-        code[i * k + n] = n < found ? nearest[n].code : -1;
-      }
+      for (int n = 0; n < k; ++n)
+        write(n < found ? nearest[n] : none, voxel_size, metres + i * k + n, voxel + 3 * (i * k + n));
     }
   });
 }
@@ -284,10 +289,10 @@ void vox_count_within(const View* map, const float* points, const int64_t* world
   });
 }
 
-// Their squared distances and codes, those of point i from offset[i] on, sorted by code.
+// Their distances and coordinates, those of point i from offset[i] on, in Morton order.
 void vox_list_within(const View* map, const float* points, const int64_t* worlds, int64_t world, int64_t count,
-                     double voxel_size, double radius, int64_t threads, const int64_t* offset, double* distance,
-                     int64_t* code) {
+                     double voxel_size, double radius, int64_t threads, const int64_t* offset, double* metres,
+                     int64_t* voxel) {
   const double inverse = 1 / voxel_size;
   parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
     std::vector<Found> found;
@@ -295,8 +300,10 @@ void vox_list_within(const View* map, const float* points, const int64_t* worlds
       Query q;
       if (!query_at(points + 3 * i, worlds ? worlds[i] : world, inverse, q)) continue;
       list_within(*map, q, radius, found);
-      for (size_t n = 0; n < found.size(); ++n)
-        distance[offset[i] + int64_t(n)] = found[n].distance, code[offset[i] + int64_t(n)] = found[n].code;
+      for (size_t n = 0; n < found.size(); ++n) {
+        const int64_t to = offset[i] + int64_t(n);
+        write(found[n], voxel_size, metres + to, voxel + 3 * to);
+      }
     }
   });
 }
