@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -66,6 +67,13 @@ def morton(cell: Int[Tensor, "*n 3"]) -> Int[Tensor, "*n"]:
 def unmorton(code: Int[Tensor, "*n"]) -> Int[Tensor, "*n 3"]:
     """Biased coordinates of Morton codes."""
     return unspread(torch.stack([code, code >> 1, code >> 2], dim=-1))
+
+
+def square_root(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Correctly rounded square root; torch's own on a CPU may be off by the last digit."""
+    if x.device.type != "cpu":
+        return x.sqrt()
+    return torch.from_numpy(np.sqrt(x.contiguous().numpy()))
 
 
 def on_grid(voxels: Float[Tensor, "*n 3"]) -> Bool[Tensor, "*n"]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from engram.kernels.grid import BIAS, CELLS, FRACTION, ONE, Evidence, morton, on_grid, to_fixed, unmorton
+from engram.kernels.grid import BIAS, CELLS, FRACTION, ONE, Evidence, morton, on_grid, square_root, to_fixed, unmorton
 from engram.kernels.reference_nearest import Voxels
 from engram.kernels.reference_rays import entered, make_rays, visits
 from engram.kernels.scan import Bundle, Counts, Insert, Scan, Worlds
@@ -152,7 +152,7 @@ class Reference:
             Distances [m], infinite, and coordinates, the grid's least, where there are fewer.
         """
         square, code = Voxels(storage, voxel_size).nearest(points, worlds, k, limit)
-        return square.sqrt() * voxel_size, unmorton(code.clamp(min=0)) - BIAS
+        return square_root(square) * voxel_size, unmorton(code.clamp(min=0)) - BIAS
 
     def count_within(
         self,
@@ -181,7 +181,7 @@ class Reference:
         """
         count, square, code = Voxels(storage, voxel_size).within(points, worlds, radius)
         offset = torch.cat([count.new_zeros(1), count.cumsum(0)])
-        return offset, square.sqrt() * voxel_size, unmorton(code) - BIAS
+        return offset, square_root(square) * voxel_size, unmorton(code) - BIAS
 
     def _place(
         self, storage: Storage, codes: Int[Tensor, " n"], worlds: Worlds
@@ -242,7 +242,7 @@ def _reach(bundle: Bundle, voxel_size: float) -> tuple[Tensor, Tensor, Float[Ten
     """Return which rays are any, where they end [m], and how far that is [m]."""
     inner = BIAS * voxel_size - voxel_size / 2
     x, y, z = bundle.directions.unbind(1)
-    length = (x * x + y * y + z * z).sqrt()
+    length = square_root(x * x + y * y + z * z)
     good = on_grid(bundle.origins * (1 / voxel_size)) & (length > 0) & length.isfinite()
     along = torch.where(good[:, None], bundle.directions / length[:, None], 0.0)
     begin = torch.where(good[:, None], bundle.origins, 0.0)
@@ -261,5 +261,5 @@ def _shorten(
     square = x * x + y * y + z * z
     within = square <= limit * limit
     # Not limit / tensor, which torch computes as a product with the reciprocal.
-    share = torch.full_like(square, limit) / square.sqrt()
+    share = torch.full_like(square, limit) / square_root(square)
     return within, torch.where(within[:, None], at, origin + apart * share[:, None])
