@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <limits>
 #include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #include "map.h"
 #include "pool.h"
@@ -68,17 +71,35 @@ inline bool place(const View& map, const Query& q, int64_t slot, int64_t at[3]) 
   return true;
 }
 
-// Call visit(distance, code) for the occupied voxels of a block's word that `close` admits.
-template <class Close, class Visit>
-inline void each_voxel(const Query& q, const Block& block, int word, uint64_t bits, const Close& close,
+// Call visit(distance, code) for the occupied voxels of a block's word that are as near as `limit()`.
+// Eight at a time, the octants of the word: their distances are sums of three vectors.
+template <class Limit, class Visit>
+inline void each_voxel(const Query& q, const Block& block, int word, uint64_t bits, const Limit& limit,
                        const Visit& visit) {
-  double square[3][4];
-  for (int j = 0; j < 3; ++j) squares(q.at[j], block.cell[j] + (word >> j & 1) * 4, 4, square[j]);
-  for (; bits; bits &= bits - 1) {
-    const int bit = __builtin_ctzll(bits);
-    const int x = (bit & 1) | (bit >> 2 & 2), y = (bit >> 1 & 1) | (bit >> 3 & 2), z = (bit >> 2 & 1) | (bit >> 4 & 2);
-    const double d = square[0][x] + square[1][y] + square[2][z];
-    if (close(d)) visit(d, block.code << 9 | word << 6 | bit);
+  double axis[3][2][8];  // squared distances along an axis, of both halves of the word
+  for (int j = 0; j < 3; ++j) {
+    double square[4];
+    squares(q.at[j], block.cell[j] + (word >> j & 1) * 4, 4, square);
+    for (int half = 0; half < 2; ++half)
+      for (int l = 0; l < 8; ++l) axis[j][half][l] = square[2 * half + (l >> j & 1)];
+  }
+  for (int octant = 0; octant < 8; ++octant) {
+    const uint32_t here = uint32_t(bits >> 8 * octant & 255);
+    if (!here) continue;
+    const double *x = axis[0][octant & 1], *y = axis[1][octant >> 1 & 1], *z = axis[2][octant >> 2];
+    alignas(64) double d[8];
+    uint32_t near = 0;
+    const double most = limit();
+    for (int l = 0; l < 8; ++l) d[l] = x[l] + y[l] + z[l];
+#ifdef __AVX512F__
+    near = _mm512_cmp_pd_mask(_mm512_load_pd(d), _mm512_set1_pd(most), _CMP_LE_OQ);
+#else
+    for (int l = 0; l < 8; ++l) near |= uint32_t(d[l] <= most) << l;
+#endif
+    for (near &= here; near; near &= near - 1) {
+      const int l = __builtin_ctz(near);
+      visit(d[l], block.code << 9 | word << 6 | octant << 3 | l);
+    }
   }
 }
 
@@ -128,16 +149,28 @@ class Nearest {
     }
   }
 
-  // Visit the blocks at Chebyshev distance r.
+  // Visit the blocks at Chebyshev distance r. Squared distances of whole planes and rows of blocks
+  // pass over most of them.
   void ring(const Query& q, int64_t r) {
-    for (int64_t z = -r; z <= r; ++z)
+    for (int j = 0; j < 3; ++j) {
+      far_[j].resize(size_t(2 * r + 1));
+      for (int64_t o = -r; o <= r; ++o) far_[j][size_t(o + r)] = least(q.at[j], 8 * (q.block[j] + o), 8);
+    }
+    for (int64_t z = -r; z <= r; ++z) {
+      const double plane = far_[2][size_t(z + r)];
+      if (!(plane <= worst())) continue;
       for (int64_t y = -r; y <= r; ++y) {
+        const double row = far_[1][size_t(y + r)];
+        if (!(row + plane <= worst())) continue;
         const bool shell = z == -r || z == r || y == -r || y == r;
         for (int64_t x = -r; x <= r; x += shell || r == 0 ? 1 : 2 * r) {
+          if (!(far_[0][size_t(x + r)] + row + plane <= worst())) continue;
           const int64_t at[3] = {q.block[0] + x, q.block[1] + y, q.block[2] + z};
-          consider(q, at);
+          Block block;
+          if (load(map_, q, at, block)) visit(q, block);
         }
       }
+    }
   }
 
   void consider(const Query& q, const int64_t at[3]) {
@@ -154,7 +187,7 @@ class Nearest {
     for (int i = 0; i < 8; ++i) {
       const int word = here ^ i;
       if (!occupied[word] || !(word_least(q, block, word) <= worst())) continue;
-      each_voxel(q, block, word, occupied[word], [&](double d) { return d <= worst(); },
+      each_voxel(q, block, word, occupied[word], [&] { return worst(); },
                  [&](double d, int64_t code) { add({d, code}); });
     }
   }
@@ -170,6 +203,7 @@ class Nearest {
   const int k_;
   const double limit_;
   std::vector<Found> best_;
+  std::vector<double> far_[3];
   int count_ = 0;
 };
 
@@ -216,7 +250,7 @@ int64_t count_within(const View& map, const Query& q, double radius) {
       if (inside || far <= square) {
         total += __builtin_popcountll(occupied[word]);
       } else if (word_least(q, block, word) <= square) {
-        each_voxel(q, block, word, occupied[word], [&](double d) { return d <= square; },
+        each_voxel(q, block, word, occupied[word], [&] { return square; },
                    [&](double, int64_t) { ++total; });
       }
     }
@@ -231,7 +265,7 @@ void list_within(const View& map, const Query& q, double radius, std::vector<Fou
     const uint64_t* occupied = map.occupied + block.slot * 8;
     for (int word = 0; word < 8; ++word)
       if (occupied[word] && word_least(q, block, word) <= square)
-        each_voxel(q, block, word, occupied[word], [&](double d) { return d <= square; },
+        each_voxel(q, block, word, occupied[word], [&] { return square; },
                    [&](double d, int64_t code) { to.push_back({d, code}); });
   });
   std::sort(to.begin(), to.end(), [](const Found& a, const Found& b) { return a.code < b.code; });
