@@ -31,7 +31,7 @@ install: $(INSTALLED)
 # The first mark is left behind by an interrupted install, which may have written half a package:
 # the next call then begins with an empty environment. The second is newer than what it was made of.
 # pip says nothing here but what made it fail.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard kernels/source/*)
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "$(PYTHON) is not on the PATH; name another with make PYTHON=..." >&2; exit 1; }
 	@if [ -e $(INSTALLING) ]; then rm -rf $(VENV); fi
