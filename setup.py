@@ -45,7 +45,14 @@ class BuildLibraries(build_ext):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")  # a library that is in use stays whole
-        command = [*compiler.split(), *FLAGS, *ext.extra_compile_args, *ext.sources, "-o", str(partial)]
+        command = [
+            *compiler.split(),
+            *FLAGS,
+            *ext.extra_compile_args,
+            *ext.sources,
+            "-o",
+            str(partial),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             self.warn(f"{target.name} is not built, VoxelMap runs in torch alone:\n{done.stderr}")

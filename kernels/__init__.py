@@ -1,5 +1,9 @@
 """Spatial indexes and the error root: the bottom of the house."""
 
+from engram.kernels.answers import FullError, Inserted, WhenFull
 from engram.kernels.errors import EngramError
+from engram.kernels.occupancy import Occupancy
+from engram.kernels.scan import Insert
+from engram.kernels.voxel_map import VoxelMap
 
-__all__ = ["EngramError"]
+__all__ = ["EngramError", "FullError", "Insert", "Inserted", "Occupancy", "VoxelMap", "WhenFull"]

@@ -15,7 +15,25 @@ from engram.kernels.storage import Storage
 
 FOLDER = Path(__file__).parent
 LEVELS = ("v2", "v3", "v4")
-"""Instruction sets that libraries are built for, as x86-64 names them; elsewhere v2 is plain C++."""
+"""Instruction sets that there are libraries for, as x86-64 names them; elsewhere v2 is any."""
+KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
+SIGNATURES = {
+    "vox_scratch": ("p", "n"),
+    "vox_scratch_delete": ("", "p"),
+    "vox_scratch_bytes": ("n", "p"),
+    "vox_mark": ("n", "ppnpddnp"),
+    "vox_touched": ("n", "pp"),
+    "vox_missing": ("n", "ppn"),
+    "vox_apply": ("", "ppnp"),
+    "vox_discard": ("", "p"),
+    "vox_rehash": ("", "p"),
+    "vox_log_odds": ("", "pppnndnp"),
+    "vox_nearest": ("", "pppnndndnpp"),
+    "vox_count_within": ("", "pppnnddnp"),
+    "vox_list_within": ("", "pppnnddnppp"),
+    "vox_cast": ("", "ppppnnddnnpp"),
+}
+"""Kinds of result and arguments; their meaning stands where the functions are defined."""
 
 
 class View(ctypes.Structure):
@@ -55,49 +73,10 @@ def library() -> ctypes.CDLL | None:
         lowest,
     )
     found = ctypes.CDLL(str(path))
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    signatures: dict[str, tuple[type | None, list[type]]] = {
-        "vox_scratch": (pointer, [number]),
-        "vox_scratch_delete": (None, [pointer]),
-        "vox_scratch_bytes": (number, [pointer]),
-        "vox_mark": (
-            number,
-            [pointer, pointer, number, pointer]
-            + [ctypes.c_double, ctypes.c_double, number, pointer],
-        ),
-        "vox_touched": (number, [pointer, pointer]),
-        "vox_missing": (number, [pointer, pointer, number]),
-        "vox_apply": (None, [pointer, pointer, number, pointer]),
-        "vox_discard": (None, [pointer]),
-        "vox_rehash": (None, [pointer]),
-        "vox_log_odds": (
-            None,
-            [pointer, pointer, pointer, number, number, ctypes.c_double, number, pointer],
-        ),
-        "vox_nearest": (
-            None,
-            [pointer, pointer, pointer, number, number, ctypes.c_double]
-            + [number, ctypes.c_double, number, pointer, pointer],
-        ),
-        "vox_count_within": (
-            None,
-            [pointer, pointer, pointer, number, number, ctypes.c_double]
-            + [ctypes.c_double, number, pointer],
-        ),
-        "vox_list_within": (
-            None,
-            [pointer, pointer, pointer, number, number, ctypes.c_double]
-            + [ctypes.c_double, number, pointer, pointer, pointer],
-        ),
-        "vox_cast": (
-            None,
-            [pointer, pointer, pointer, pointer, number, number, ctypes.c_double]
-            + [ctypes.c_double, number, number, pointer, pointer],
-        ),
-    }
-    for name, (result, arguments) in signatures.items():
+    for name, (result, arguments) in SIGNATURES.items():
         function = getattr(found, name)
-        function.restype, function.argtypes = result, arguments
+        function.restype = KINDS[result] if result else None
+        function.argtypes = [KINDS[letter] for letter in arguments]
     return found
 
 
@@ -217,7 +196,6 @@ class Native:
             code.data_ptr(),
         )
         return distance, code
-
 
     def nearest(
         self,

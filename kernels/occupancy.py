@@ -50,4 +50,6 @@ class Occupancy(NamedTuple):
             raise InvalidValueError("occupancy", tuple(self), allowed)
         m, h = min(steps, key=lambda pair: (abs(pair[1] / pair[0] + hit / miss), -pair[0]))
         scale = m / -miss
-        return Evidence(h, -m, round(scale * low), round(scale * high), math.ceil(scale * threshold))
+        return Evidence(
+            h, -m, round(scale * low), round(scale * high), math.ceil(scale * threshold)
+        )

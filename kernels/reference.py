@@ -6,7 +6,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from engram.kernels.grid import BIAS, CELLS, FRACTION, ONE, Evidence, morton, on_grid, square_root, to_fixed, unmorton
+from engram.kernels.grid import (
+    BIAS,
+    CELLS,
+    FRACTION,
+    ONE,
+    Evidence,
+    morton,
+    on_grid,
+    square_root,
+    to_fixed,
+    unmorton,
+)
 from engram.kernels.reference_nearest import Voxels
 from engram.kernels.reference_rays import entered, make_rays, visits
 from engram.kernels.scan import Bundle, Counts, Insert, Scan, Worlds

@@ -74,4 +74,7 @@ class Voxels:
             x, y, z = (at[part, None] - self.centre).unbind(-1)
             square = x * x + y * y + z * z
             world = worlds if isinstance(worlds, int) else worlds[part, None]
-            yield part, torch.where((self.world == world) & inside[part, None], square, float("inf"))
+            yield (
+                part,
+                torch.where((self.world == world) & inside[part, None], square, float("inf")),
+            )

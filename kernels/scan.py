@@ -6,7 +6,6 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
 Worlds = int | Int[Tensor, " n"]
 """One world for all items, or one each."""
 

@@ -84,7 +84,7 @@ class Storage:
         self.count = end
 
     def grow(self, capacity: int) -> None:
-        """Make room; what is held stays in its slot."""
+        """Make room; what is held stays in its slot, and the table is empty."""
         old = (self.keys, self.log_odds, self.known, self.occupied)
         self._allocate(capacity)
         new = (self.keys, self.log_odds, self.known, self.occupied)
@@ -92,10 +92,11 @@ class Storage:
             target[: self.count] = source[: self.count]
 
     def keep(self, slots: Int[Tensor, " n"]) -> None:
-        """Drop all blocks but these, which take slots 0 … n − 1 in their order."""
+        """Drop all blocks but these, which take slots 0 … n − 1 in their order; empty the table."""
         for part in (self.keys, self.log_odds, self.known, self.occupied):
             part[: len(slots)] = part[slots]
         self.count = len(slots)
+        self.table[:] = EMPTY
 
     def summarise(self, slots: Int[Tensor, " n"], threshold: int) -> None:
         """Compute the masks of blocks from their log-odds."""

@@ -1,19 +1,20 @@
 """The voxel map: occupancy, rays and blocks of many worlds in one structure."""
 
-import enum
 import functools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from engram.kernels import native
-from engram.kernels.errors import EngramError, InvalidValueError
-from engram.kernels.grid import BIAS, CELLS, KEY_BITS, WORLDS, unmorton
+from engram.kernels.answers import Casts, FullError, Inserted, Neighbours, WhenFull
+from engram.kernels.errors import InvalidValueError
+from engram.kernels.grid import BIAS, CELLS, KEY_BITS, WORLDS, Evidence, unmorton
+from engram.kernels.map_file import fill, read_map, write_map
 from engram.kernels.native import Native
 from engram.kernels.occupancy import Occupancy
 from engram.kernels.reference import Reference
@@ -21,65 +22,6 @@ from engram.kernels.scan import Bundle, Insert, Scan, Worlds
 from engram.kernels.storage import LEAST_CAPACITY, UNKNOWN, Storage
 
 Vector = Sequence[float] | Float[Tensor, " 3"]
-
-
-class WhenFull(enum.Enum):
-    """What an insertion does that would exceed the byte cap."""
-
-    RAISE = "raise"
-    """Raise `FullError`; the map stays as it was."""
-    EVICT = "evict"
-    """Drop the blocks of this world that are farthest from the sensor, and report how many."""
-
-
-class FullError(EngramError):
-    """A map would exceed its byte cap."""
-
-    def __init__(self, needed: int, cap: int):
-        super().__init__(
-            f"the map needs {needed} bytes; allowed: max_bytes = {cap} (clear_outside makes room, "
-            "and when_full=WhenFull.EVICT drops what is far)"
-        )
-
-
-class Inserted(NamedTuple):
-    """What became of a scan."""
-
-    hits: int
-    """Points whose voxel counts as hit."""
-    beyond_range: int
-    """Points beyond the range; their rays count up to it."""
-    not_finite: int
-    """Points with a NaN or an infinity, left out."""
-    off_grid: int
-    """Points beyond the grid's border, left out."""
-    new_blocks: int
-    evicted_blocks: int
-
-
-class Casts(NamedTuple):
-    """Where rays stop."""
-
-    distance: Float[Tensor, " n"]
-    """From the origin to the border of the voxel [m], float64; infinite where nothing stops it."""
-    voxel: Int[Tensor, "n 3"]
-    """Integer coordinates, floor(p / voxel_size); the grid's least where nothing stops it."""
-
-    @property
-    def stopped(self) -> Tensor:
-        """Which rays were stopped, `[n]`."""
-        return self.distance.isfinite()
-
-
-class Neighbours(NamedTuple):
-    """Lists of voxels, one for each point, end to end and each in Morton order."""
-
-    offset: Int[Tensor, " n_plus_1"]
-    """The list of point i is offset[i] … offset[i+1] − 1."""
-    distance: Float[Tensor, " m"]
-    """[m], float64."""
-    voxel: Int[Tensor, "m 3"]
-    """Integer coordinates."""
 
 
 class VoxelMap:
@@ -267,7 +209,9 @@ class VoxelMap:
         keys = self.storage.keys[: self.storage.count]
         (slots,) = (keys >> KEY_BITS == world).nonzero(as_tuple=True)
         slots = slots[keys[slots].argsort()]
-        slot, cell = (self.storage.log_odds[slots] >= self.evidence.threshold).nonzero(as_tuple=True)
+        slot, cell = (self.storage.log_odds[slots] >= self.evidence.threshold).nonzero(
+            as_tuple=True
+        )
         block = keys[slots[slot]] & ((1 << KEY_BITS) - 1)
         voxel = unmorton(block * CELLS + cell) - BIAS
         return (voxel.double() + 0.5) * self.voxel_size
@@ -294,8 +238,44 @@ class VoxelMap:
         """
         self._check_world(world)
         before = self.storage.count
-        self._keep((self._distance(_vector("centre", centre), world) <= radius))
+        self._keep(self._distance(_vector("centre", centre), world) <= radius)
         return before - self.storage.count
+
+    def save(self, path: str | Path) -> None:
+        """Write the map to a file; the same map gives the same bytes."""
+        write_map(Path(path), self.storage, self.voxel_size, self.evidence)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        max_bytes: int | None = None,
+        when_full: WhenFull = WhenFull.RAISE,
+        kernel: Native | Reference | None = None,
+    ) -> "VoxelMap":
+        """Read a map that `save` wrote.
+
+        Raises:
+            DataError: If the file is no map, damaged, or of another version.
+            FullError: If the map is larger than `max_bytes`.
+        """
+        found = read_map(Path(path))
+        made = cls(
+            float(found["voxel_size"]),
+            device=device,
+            max_bytes=max_bytes,
+            when_full=when_full,
+            kernel=kernel,
+        )
+        needed = Storage.bytes_for(max(LEAST_CAPACITY, len(found["keys"])))
+        if max_bytes is not None and needed > max_bytes:
+            raise FullError(needed, max_bytes)
+        made.evidence = Evidence(*map(int, found["evidence"]))
+        fill(made.storage, found, made.evidence.threshold)
+        made.kernel.rehash(made.storage)
+        return made
 
     def stats(self) -> dict[str, int]:
         """Count blocks, worlds, voxels by state, and bytes."""

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiled ke
 KINDS = ("free", "lattice", "axis", "diagonal", "far", "broken")
 
 
-def points(kind: str, count: int, origin: torch.Tensor, voxel: float, random: torch.Generator) -> torch.Tensor:
+def points(
+    kind: str, count: int, origin: torch.Tensor, voxel: float, random: torch.Generator
+) -> torch.Tensor:
     """Scans that look for trouble: on block borders, along axes and diagonals, far, or broken."""
     cloud = torch.randn(count, 3, generator=random, dtype=torch.float64)
     if kind == "lattice":  # on the borders of voxels and blocks
@@ -28,7 +30,12 @@ def points(kind: str, count: int, origin: torch.Tensor, voxel: float, random: to
         cloud = origin + (cloud * 40 * voxel) * one
     elif kind == "diagonal":
         sign = torch.randint(2, (count, 3), generator=random) * 2 - 1
-        cloud = origin + sign * (torch.rand(count, 1, generator=random, dtype=torch.float64) * 90).round() * voxel
+        cloud = (
+            origin
+            + sign
+            * (torch.rand(count, 1, generator=random, dtype=torch.float64) * 90).round()
+            * voxel
+        )
     elif kind == "far":
         cloud = cloud * voxel * 400
     else:
@@ -98,7 +105,10 @@ def test_rays(seed, kind, unknown, max_range) -> None:
     along = torch.randn(200, 3, generator=random)
     along[:60] = along[:60].sign() * (torch.rand(60, 3, generator=random) < 0.6)
     along[(along == 0).all(1)] = 1.0
-    reach = {"max_range": max_range if kind != "far" else min(max_range, 60.0), "stop_at_unknown": unknown}
+    reach = {
+        "max_range": max_range if kind != "far" else min(max_range, 60.0),
+        "stop_at_unknown": unknown,
+    }
     if math.isinf(reach["max_range"]):
         reach["max_range"] = 200.0
     mine, true = (held.cast_rays(begin, along, **reach) for held in (ours, oracle))
@@ -122,7 +132,9 @@ def test_neighbours(seed, kind, k, limit) -> None:
         cloud = points(kind, count, origin, voxel, random)
         for held in (ours, oracle):
             held.insert_points(cloud, origin, mode=Insert.ENDPOINT, world=world)
-    asked = torch.cat([points(other, 40, origin, voxel, random) for other in ("free", "lattice", "far", "broken")])
+    asked = torch.cat(
+        [points(other, 40, origin, voxel, random) for other in ("free", "lattice", "far", "broken")]
+    )
     worlds = torch.randint(3, (len(asked),), generator=random)
     for mine, true in zip(
         ours.nearest(asked, k, max_distance=limit, world=worlds),
@@ -132,5 +144,7 @@ def test_neighbours(seed, kind, k, limit) -> None:
         assert torch.equal(mine, true)
     radius = min(limit, 5.0)
     assert torch.equal(*(held.count_within(asked, radius, world=worlds) for held in (ours, oracle)))
-    for mine, true in zip(*(held.list_within(asked, radius, world=worlds) for held in (ours, oracle)), strict=True):
+    for mine, true in zip(
+        *(held.list_within(asked, radius, world=worlds) for held in (ours, oracle)), strict=True
+    ):
         assert torch.equal(mine, true)

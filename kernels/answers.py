@@ -1,0 +1,68 @@
+"""What a voxel map answers, and what it raises."""
+
+import enum
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from engram.kernels.errors import EngramError
+
+
+class WhenFull(enum.Enum):
+    """What an insertion does that would exceed the byte cap."""
+
+    RAISE = "raise"
+    """Raise `FullError`; the map stays as it was."""
+    EVICT = "evict"
+    """Drop the blocks of this world that are farthest from the sensor, and report how many."""
+
+
+class FullError(EngramError):
+    """A map would exceed its byte cap."""
+
+    def __init__(self, needed: int, cap: int):
+        super().__init__(
+            f"the map needs {needed} bytes; allowed: max_bytes = {cap} (clear_outside makes room, "
+            "and when_full=WhenFull.EVICT drops what is far)"
+        )
+
+
+class Inserted(NamedTuple):
+    """What became of a scan."""
+
+    hits: int
+    """Points whose voxel counts as hit."""
+    beyond_range: int
+    """Points beyond the range; their rays count up to it."""
+    not_finite: int
+    """Points with a NaN or an infinity, left out."""
+    off_grid: int
+    """Points beyond the grid's border, left out."""
+    new_blocks: int
+    evicted_blocks: int
+
+
+class Casts(NamedTuple):
+    """Where rays stop."""
+
+    distance: Float[Tensor, " n"]
+    """From the origin to the border of the voxel [m], float64; infinite where nothing stops it."""
+    voxel: Int[Tensor, "n 3"]
+    """Integer coordinates, floor(p / voxel_size); the grid's least where nothing stops it."""
+
+    @property
+    def stopped(self) -> Bool[Tensor, " n"]:
+        """Which rays were stopped."""
+        return self.distance.isfinite()
+
+
+class Neighbours(NamedTuple):
+    """Lists of voxels, one for each point, end to end and each in Morton order."""
+
+    offset: Int[Tensor, " n_plus_1"]
+    """The list of point i is offset[i] … offset[i+1] − 1."""
+    distance: Float[Tensor, " m"]
+    """[m], float64."""
+    voxel: Int[Tensor, "m 3"]
+    """Integer coordinates."""

@@ -1,0 +1,339 @@
+"""The voxel map by hand: small scans, several worlds, caps, files, and what is refused."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engram.kernels import FullError, Insert, Occupancy, VoxelMap, WhenFull, native
+from engram.kernels.errors import DataError, InvalidValueError
+from engram.kernels.native import Native
+from engram.kernels.reference import Reference
+from engram.kernels.storage import LEAST_CAPACITY, Storage
+
+COMPILED = pytest.param(
+    Native, marks=pytest.mark.skipif(native.library() is None, reason="no compiled kernels")
+)
+everywhere = pytest.mark.parametrize("kernel", [COMPILED, Reference])
+GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "data"
+
+
+HERE = (0.0, 0.0, 0.0)
+
+
+def cloud(*points: tuple[float, float, float]) -> torch.Tensor:
+    return torch.tensor(points, dtype=torch.float32).view(-1, 3)
+
+
+@everywhere
+def test_a_ray_frees_what_it_passes_and_hits_what_it_ends_in(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    told = held.insert_points(cloud((3.5, 0.5, 0.5)), (0.5, 0.5, 0.5))
+    assert (told.hits, told.new_blocks, told.evicted_blocks) == (1, 1, 0)
+    asked = cloud(*((x + 0.5, 0.5, 0.5) for x in range(-1, 6)))
+    assert held.occupancy(asked).tolist() == [-1, 0, 0, 0, 1, -1, -1]
+    assert held.log_odds(asked).tolist() == [-128, -11, -11, -11, 23, -128, -128]
+    assert held.stats() == {
+        "blocks": 1, "worlds": 1, "occupied": 1, "free": 3, "bytes": held.nbytes
+    }  # fmt: skip
+
+
+@everywhere
+def test_a_voxel_counts_once_per_scan_and_a_hit_outweighs_rays(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    # Three points in one voxel, and a ray through it to a fourth.
+    held.insert_points(cloud(*[(2.5, 0.5, 0.5)] * 3, (4.5, 0.5, 0.5)), (0.5, 0.5, 0.5))
+    assert held.log_odds(cloud((2.5, 0.5, 0.5), (3.5, 0.5, 0.5))).tolist() == [23, -11]
+
+
+@everywhere
+def test_evidence_is_clamped_so_that_it_can_be_overcome(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    there, through = cloud((2.5, 0.5, 0.5)), cloud((4.5, 0.5, 0.5))
+    for scan, values in ((there, [23, 46, 69, 92, 95, 95]), (through, [84, 73, 62, 51])):
+        for value in values:
+            held.insert_points(scan, (0.5, 0.5, 0.5))
+            assert held.log_odds(there).item() == value
+    for _ in range(30):
+        held.insert_points(through, (0.5, 0.5, 0.5))
+    assert held.log_odds(there).item() == -54
+
+
+@everywhere
+@pytest.mark.parametrize("mode", Insert)
+def test_points_beyond_the_range_are_no_hits(kernel: Any, mode: Insert) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    held.insert_points(cloud((9.5, 0.5, 0.5)), (0.5, 0.5, 0.5), mode=mode, max_range=4.5)
+    seen = held.occupancy(cloud(*((x + 0.5, 0.5, 0.5) for x in range(11)))).tolist()
+    # As OctoMap's, the voxel in which a shortened ray ends is not free.
+    free = 0 if mode is Insert.ENDPOINT else 5
+    assert seen == [0] * free + [-1] * (11 - free)
+
+
+@everywhere
+def test_what_is_no_point_is_counted_and_left_out(kernel: Any) -> None:
+    held = VoxelMap(0.5, kernel=kernel())
+    points = cloud(
+        (math.nan, 0, 0), (0, math.inf, 0), (0, 0, -math.inf), (3e38, 0, 0), (0, 2e5, 0), (1, 1, 1)
+    )
+    told = held.insert_points(points, HERE, mode=Insert.ENDPOINT)
+    assert told[:4] == (1, 0, 3, 2)
+    assert held.insert_points(points[:0], HERE)[:4] == (0, 0, 0, 0)
+    assert held.stats()["occupied"] == 1
+
+
+@everywhere
+def test_worlds_are_apart(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    here = cloud((3.5, 0.5, 0.5))
+    for world in (0, 7, 32_767):
+        held.insert_points(here + world % 3, (0.5, 0.5, 0.5), world=world)
+    assert held.occupancy(here, world=0).item() == 1
+    assert held.occupancy(here, world=1).item() == -1
+    asked = (here + 1).expand(3, 3)
+    worlds = torch.tensor([0, 7, 32_767])
+    assert held.occupancy(asked, world=worlds).tolist() == [-1, 1, 1]
+    held.clear([7])
+    assert held.occupancy(asked, world=worlds).tolist() == [-1, -1, 1]
+    held.insert_points(here + 1, (0.5, 0.5, 0.5), world=7)
+    assert held.occupancy(asked, world=worlds).tolist() == [-1, 1, 1]
+    held.clear()
+    assert held.stats()["blocks"] == 0 and held.occupancy(asked, world=worlds).tolist() == [-1] * 3
+
+
+@everywhere
+def test_a_ray_stops_at_the_border_of_the_first_occupied_voxel(kernel: Any) -> None:
+    held = VoxelMap(0.5, kernel=kernel())
+    held.insert_points(cloud((5.2, 0.2, 0.2)), (0.2, 0.2, 0.2))
+    origin = torch.tensor([[0.2, 0.2, 0.2]], dtype=torch.float64).expand(3, 3)
+    along = torch.tensor([[2.0, 0, 0], [-1, 0, 0], [0, 1, 1]])
+    found = held.cast_rays(origin, along)
+    assert found.distance.tolist() == [pytest.approx(4.8, abs=1e-6), math.inf, math.inf]
+    assert found.voxel[0].tolist() == [10, 0, 0]
+    assert found.stopped.tolist() == [True, False, False]
+    short = held.cast_rays(origin, along, max_range=4.0)
+    assert not short.stopped.any()
+    dark = held.cast_rays(origin, along, stop_at_unknown=True)
+    assert dark.distance.tolist() == [pytest.approx(d, abs=1e-6) for d in (4.8, 0.2, 0.3 * 2**0.5)]
+
+
+@everywhere
+def test_neighbours_are_voxel_centres_in_order(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    points = cloud((0.5, 0.5, 0.5), (3.5, 0.5, 0.5), (0.5, 4.5, 0.5), (-20.5, 0.5, 0.5))
+    held.insert_points(points, HERE, mode=Insert.ENDPOINT)
+    distance, voxel = held.nearest(cloud((0.5, 0.5, 0.5)), 5)
+    assert distance.tolist() == [[0, 3, 4, 21, math.inf]]
+    assert voxel[0, :4].tolist() == [[0, 0, 0], [3, 0, 0], [0, 4, 0], [-21, 0, 0]]
+    assert held.nearest(cloud((0.5, 0.5, 0.5)), 2, max_distance=2.9)[0].tolist() == [[0, math.inf]]
+    assert held.count_within(cloud((0.5, 0.5, 0.5), (99, 0, 0)), 3.0).tolist() == [2, 0]
+    near = held.list_within(cloud((0.5, 0.5, 0.5), (99, 0, 0), (0.5, 0.5, 0.5)), 3.0)
+    assert near.offset.tolist() == [0, 2, 2, 4]
+    assert near.voxel.tolist() == [[0, 0, 0], [3, 0, 0]] * 2
+    assert held.occupied_centres().tolist() == [
+        [-20.5, 0.5, 0.5], [0.5, 0.5, 0.5], [3.5, 0.5, 0.5], [0.5, 4.5, 0.5]
+    ]  # fmt: skip
+
+
+@everywhere
+def test_a_full_map_raises_and_stays_as_it_was(kernel: Any) -> None:
+    cap = Storage.bytes_for(LEAST_CAPACITY)
+    held = VoxelMap(1.0, max_bytes=cap, kernel=kernel())
+    held.insert_points(cloud((1, 1, 1)), HERE)
+    before = held.storage.log_odds[:1].clone()
+    far = torch.arange(LEAST_CAPACITY)[:, None] * torch.tensor([8.0, 0, 0]) + 100
+    with pytest.raises(FullError, match=rf"the map needs \d+ bytes; allowed: max_bytes = {cap}"):
+        held.insert_points(far, (100.0, 100.0, 100.0), mode=Insert.ENDPOINT)
+    assert held.storage.count == 1 and held.storage.log_odds[:1].equal(before)
+    held.insert_points(far[:-1], (100.0, 100.0, 100.0), mode=Insert.ENDPOINT)
+    assert held.storage.count == LEAST_CAPACITY and held.nbytes <= cap
+
+
+@everywhere
+def test_a_full_map_may_drop_what_is_far_instead(kernel: Any) -> None:
+    cap = Storage.bytes_for(LEAST_CAPACITY)
+    held = VoxelMap(1.0, max_bytes=cap, when_full=WhenFull.EVICT, kernel=kernel())
+    line = torch.arange(LEAST_CAPACITY)[:, None] * torch.tensor([8.0, 0, 0]) + 0.5
+    held.insert_points(cloud((500, 0, 0)), (500.0, 0.0, 0.0), mode=Insert.ENDPOINT, world=1)
+    held.insert_points(line[:-1], HERE, mode=Insert.ENDPOINT)
+    near = line[:3] - torch.tensor([30.0, 0, 0])
+    told = held.insert_points(near, HERE, mode=Insert.ENDPOINT)
+    assert (told.new_blocks, told.evicted_blocks) == (3, 3)
+    assert held.occupancy(torch.cat([line[:-4], near])).eq(1).all()
+    assert held.occupancy(line[-4:]).eq(-1).all()
+    assert held.occupancy(cloud((500, 0, 0)), world=1).item() == 1
+    with pytest.raises(FullError):
+        held.insert_points(torch.cat([line, line + 8000]), HERE, mode=Insert.ENDPOINT)
+
+
+@everywhere
+def test_clearing_outside_a_ball_keeps_the_blocks_it_touches(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    line = torch.arange(20)[:, None] * torch.tensor([8.0, 0, 0]) + 0.5
+    for world in (0, 1):
+        held.insert_points(line, HERE, mode=Insert.ENDPOINT, world=world)
+    # Block n covers 8 n … 8 n + 8: the ball around 40 reaches from 20 to 60, blocks 2 … 7.
+    assert held.clear_outside((40.0, 0.5, 0.5), 20.0) == 14
+    assert held.occupancy(line).tolist() == [1 if 2 <= n <= 7 else -1 for n in range(20)]
+    assert held.occupancy(line, world=1).eq(1).all()
+
+
+@everywhere
+def test_a_map_grows_and_is_written_the_same_whatever_the_order_of_slots(
+    kernel: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    points = torch.randn(4000, 3) * 20
+    maps = []
+    for order in (slice(None), slice(None, None, 1)):
+        held = VoxelMap(0.25, kernel=kernel())
+        halves = points.split(2000)[:: 1 if not maps else -1]
+        for half in halves:
+            held.insert_points(half[order], HERE, mode=Insert.ENDPOINT)
+        maps.append(held)
+    assert maps[0].storage.count > 10 * LEAST_CAPACITY
+    assert not maps[0].storage.keys[:500].equal(maps[1].storage.keys[:500])
+    files = [tmp_path / name for name in ("one", "two")]
+    for held, path in zip(maps, files, strict=True):
+        held.save(path)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    again = VoxelMap.load(files[0], kernel=kernel())
+    assert again.stats()["occupied"] == maps[0].stats()["occupied"]
+    assert again.log_odds(points).equal(maps[0].log_odds(points))
+    again.save(files[1])
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def damages() -> dict[str, Any]:
+    def bend(name: str, change: Any) -> Any:
+        def apply(arrays: dict[str, np.ndarray]) -> None:
+            arrays[name] = change(arrays[name])
+
+        return apply
+
+    return {
+        "version": bend("format", lambda x: x + 1),
+        "type": bend("log_odds", lambda x: x.astype(np.int16)),
+        "shape": bend("log_odds", lambda x: x[:, :8]),
+        "objects": bend("voxel_size", lambda x: np.array([x], dtype=object)),
+        "order": bend("keys", lambda x: x[::-1]),
+        "length": bend("keys", lambda x: x[1:]),
+        "size": bend("voxel_size", lambda x: -x),
+        "value": bend("log_odds", lambda x: np.full_like(x, 127)),
+        "missing": lambda arrays: arrays.pop("keys"),
+        "more": bend("extra", lambda x: x),
+    }
+
+
+@pytest.mark.parametrize("damage", damages())
+def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    held = VoxelMap(1.0, kernel=Reference())
+    held.insert_points(torch.randn(50, 3) * 20, HERE)
+    held.save(path)
+    with np.load(path) as file:
+        arrays: dict[str, Any] = {**file, "extra": np.zeros(1)}
+    if damage != "more":
+        del arrays["extra"]
+    damages()[damage](arrays)
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    with pytest.raises(DataError, match=str(path)):
+        VoxelMap.load(path, kernel=Reference())
+
+
+def test_a_truncated_or_flipped_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    held = VoxelMap(1.0, kernel=Reference())
+    held.insert_points(torch.randn(50, 3) * 20, HERE)
+    held.save(path)
+    whole = path.read_bytes()
+    for broken in (whole[:-30], whole[: len(whole) // 2], b"", b"no map"):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=str(path)):
+            VoxelMap.load(path, kernel=Reference())
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(DataError, match="it holds a single array"):
+        VoxelMap.load(path, kernel=Reference())
+    middle = len(whole) // 2
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    with pytest.raises(DataError, match=str(path)):
+        VoxelMap.load(path, kernel=Reference())
+    with pytest.raises(DataError, match="absent"):
+        VoxelMap.load(tmp_path / "absent", kernel=Reference())
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: VoxelMap(0.0), "voxel_size is 0.0; allowed: finite numbers above 0"),
+        (lambda m: VoxelMap(math.nan), "voxel_size is nan"),
+        (lambda m: VoxelMap(1.0, max_bytes=10), "max_bytes is 10; allowed"),
+        (lambda m: m.insert_points(torch.zeros(1, 3), (0.0, math.nan, 0.0)), "origin is"),
+        (lambda m: m.insert_points(torch.zeros(1, 3), (0.0, 9e9, 0.0)), "origin is"),
+        (lambda m: m.insert_points(torch.zeros(1, 3), HERE, max_range=0.0), "max_range is 0.0"),
+        (lambda m: m.insert_points(torch.zeros(1, 3), HERE, world=-1), "world is -1"),
+        (lambda m: m.insert_points(torch.zeros(1, 3), HERE, world=32_768), "0 to 32767"),
+        (lambda m: m.log_odds(torch.zeros(1, 3), world=torch.tensor([-1])), "world is '-1"),
+        (lambda m: m.nearest(torch.zeros(1, 3), 0), "k is 0; allowed: 1 or more"),
+        (lambda m: m.count_within(torch.zeros(1, 3), -1.0), "radius is -1.0"),
+        (lambda m: m.cast_rays(torch.zeros(1, 3), torch.zeros(1, 3)), "ray 0 is"),
+        (lambda m: m.cast_rays(torch.full((1, 3), 9e9), torch.ones(1, 3)), "ray 0 is"),
+        (lambda m: Occupancy(hit=0.4).evidence(), "occupancy is"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(call: Any, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        call(VoxelMap(1.0, kernel=Reference()))
+
+
+def test_octomaps_numbers_keep_their_ratio_in_steps() -> None:
+    steps = Occupancy().evidence()
+    assert steps == (23, -11, -54, 95, 0)
+    hit, miss = math.log(0.7 / 0.3), math.log(0.4 / 0.6)
+    assert steps.hit / steps.miss == pytest.approx(hit / miss, rel=1e-3)
+
+
+@pytest.mark.skipif(not (GOLDEN / "golden").exists(), reason="the recordings are elsewhere")
+def test_a_real_scan_gives_every_voxel_that_octomap_gives() -> None:
+    raw = (GOLDEN / "lidar" / "source.ply").read_bytes()
+    body = raw.index(b"end_header\n") + len(b"end_header\n")
+    points = torch.from_numpy(np.frombuffer(raw[body:], np.float32).reshape(-1, 4)[:, :3].copy())
+    recorded = np.load(GOLDEN / "golden" / "octomap_lidar_source_020.npz")
+    points = points[points.norm(dim=1) < float(recorded["max_point_norm"])]
+    held = VoxelMap(float(recorded["resolution"]))
+    held.insert_points(points, recorded["origin"].tolist())
+    centres = (torch.from_numpy(recorded["key"]).double() + 0.5) * held.voxel_size
+    seen = held.occupancy(centres.float())
+    stats = held.stats()
+    assert stats["occupied"] + stats["free"] == len(seen)
+    assert seen.eq(1).numpy().tolist() == recorded["occupied"].tolist()
+    assert seen.ge(0).all()
+
+
+def test_without_compiled_kernels_the_map_says_so_once() -> None:
+    code = """
+import warnings
+from engram.kernels import VoxelMap, native
+native.library = lambda: None
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    maps = [VoxelMap(1.0) for _ in range(3)]
+print(len(seen), seen[0].message)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 no compiled kernels for cpu: VoxelMap runs in torch alone")
