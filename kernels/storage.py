@@ -60,6 +60,18 @@ class Storage:
         return capacity * BLOCK_BYTES + _places(capacity) * PLACE_BYTES
 
     @staticmethod
+    def capacity_within(nbytes: int) -> int:
+        """Largest capacity whose arrays take no more bytes."""
+        fits, exceeds = 0, 1 + nbytes // BLOCK_BYTES
+        while exceeds - fits > 1:
+            middle = (fits + exceeds) // 2
+            if Storage.bytes_for(middle) <= nbytes:
+                fits = middle
+            else:
+                exceeds = middle
+        return fits
+
+    @staticmethod
     def key(world: int | Int[Tensor, "*n"], block: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
         """Keys of blocks, given by their Morton codes, in a world."""
         return block | world << KEY_BITS

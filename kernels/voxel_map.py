@@ -13,6 +13,7 @@ from torch import Tensor
 from engram.kernels import native
 from engram.kernels.answers import Casts, FullError, Inserted, Neighbours, WhenFull
 from engram.kernels.errors import InvalidValueError
+from engram.kernels.eviction import block_distances, without_farthest
 from engram.kernels.grid import BIAS, CELLS, KEY_BITS, WORLDS, Evidence, unmorton
 from engram.kernels.map_file import fill, read_map, write_map
 from engram.kernels.native import Native
@@ -238,7 +239,8 @@ class VoxelMap:
         """
         self._check_world(world)
         before = self.storage.count
-        self._keep(self._distance(_vector("centre", centre), world) <= radius)
+        near = block_distances(self.storage, self.voxel_size, _vector("centre", centre)) <= radius
+        self._keep(near | (self.storage.keys[:before] >> KEY_BITS != world))
         return before - self.storage.count
 
     def save(self, path: str | Path) -> None:
@@ -337,48 +339,27 @@ class VoxelMap:
         needed = storage.count + missing
         if needed <= storage.capacity:
             return 0
+        limit = needed if self.max_bytes is None else Storage.capacity_within(self.max_bytes)
+        keep = None
+        if needed > limit:
+            if self.when_full is WhenFull.EVICT:
+                seen = storage.key(world, self.kernel.touched())
+                distance = block_distances(storage, self.voxel_size, origin)
+                keep = without_farthest(storage, distance, needed - limit, world=world, needed=seen)
+            if keep is None:
+                raise FullError(Storage.bytes_for(needed), self.max_bytes or 0)
         roomy = max(needed, storage.capacity + storage.capacity // 2)
-        for capacity in (roomy, needed):
-            if self.max_bytes is None or Storage.bytes_for(capacity) <= self.max_bytes:
-                storage.grow(capacity)
-                self.kernel.rehash(storage)
-                return 0
-        assert self.max_bytes is not None
-        if self.when_full is WhenFull.RAISE:
-            raise FullError(Storage.bytes_for(needed), self.max_bytes)
-        return self._evict(needed, origin, world)
-
-    def _evict(self, needed: int, origin: tuple[float, float, float], world: int) -> int:
-        """Drop this world's farthest blocks until the others and the scan fit."""
-        storage = self.storage
-        assert self.max_bytes is not None
-        excess = needed - storage.capacity
-        keys = storage.keys[: storage.count]
-        seen = torch.isin(keys, storage.key(world, self.kernel.touched()))
-        mayleave = (keys >> KEY_BITS == world) & ~seen
-        if excess > int(mayleave.sum()):
-            raise FullError(Storage.bytes_for(needed), self.max_bytes)
-        distance = torch.where(mayleave, self._distance(origin, world), -1.0)
-        keep = torch.ones_like(mayleave)
-        keep[distance.argsort(descending=True, stable=True)[:excess]] = False
+        storage.grow(roomy if self.max_bytes is None else min(roomy, limit))
+        self.kernel.rehash(storage)
+        if keep is None:
+            return 0
         self._keep(keep)
-        return excess
+        return needed - limit
 
     def _keep(self, keep: Tensor) -> None:
         (slots,) = keep.nonzero(as_tuple=True)
-        if len(slots) == self.storage.count:
-            return
         self.storage.keep(slots)
         self.kernel.rehash(self.storage)
-
-    def _distance(self, centre: tuple[float, float, float], world: int) -> Float[Tensor, " s"]:
-        """Distance of every block to a point [m]; zero in other worlds."""
-        keys = self.storage.keys[: self.storage.count]
-        edge = 8 * self.voxel_size
-        least = (unmorton(keys & ((1 << KEY_BITS) - 1)) - BIAS // 8).double() * edge
-        at = torch.tensor(centre, dtype=torch.float64, device=self.device)
-        apart = (least - at).clamp(min=0) + (at - least - edge).clamp(min=0)
-        return torch.where(keys >> KEY_BITS == world, torch.linalg.vector_norm(apart, dim=1), 0.0)
 
 
 def _vector(name: str, given: Vector) -> tuple[float, float, float]:

@@ -18,9 +18,10 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 
 
 def files(*folders: str) -> list[Path]:
-    """Files under the folders, relative to the checkout, caches left out."""
+    """Files under the folders, relative to the checkout; caches and libraries left out."""
     found = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
-    return sorted(path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts)
+    kept = (path for path in found if "__pycache__" not in path.parts and path.suffix != ".so")
+    return sorted(path.relative_to(ROOT) for path in kept)
 
 
 def code() -> list[Path]:
