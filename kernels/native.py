@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from engram.kernels.grid import Evidence
-from engram.kernels.scan import Bundle, Counts, Scan, Worlds
+from engram.kernels.scan import Bundle, Camera, Counts, Scan, Worlds
 from engram.kernels.storage import Storage
 
 FOLDER = Path(__file__).parent
@@ -27,6 +27,7 @@ SIGNATURES = {
     "vox_apply": ("", "ppnp"),
     "vox_discard": ("", "p"),
     "vox_rehash": ("", "p"),
+    "vox_unproject": ("", "pnnppnp"),
     "vox_log_odds": ("", "pppnndnp"),
     "vox_nearest": ("", "pppnndndnpp"),
     "vox_count_within": ("", "pppnnddnp"),
@@ -148,6 +149,20 @@ class Native:
     def rehash(self, storage: Storage) -> None:
         """Fill the table anew; it is empty."""
         self.lib.vox_rehash(ctypes.byref(_view(storage)))
+
+    def unproject(
+        self, depth: Float[Tensor, "H W"], camera: Camera, pose: Float[Tensor, "4 4"]
+    ) -> Float[Tensor, "n 3"]:
+        """Points of a depth image [m], NaN where the depth is no number above 0."""
+        depth, pose = depth.contiguous(), pose.contiguous()
+        height, width = depth.shape
+        points = torch.empty(height * width, 3)
+        numbers = (ctypes.c_double * 4)(camera.fx, camera.fy, camera.cx, camera.cy)
+        out = points.data_ptr()
+        self.lib.vox_unproject(
+            depth.data_ptr(), width, height, numbers, pose.data_ptr(), self.threads, out
+        )
+        return points
 
     def log_odds(
         self, storage: Storage, points: Float[Tensor, "n 3"], worlds: Worlds, voxel_size: float

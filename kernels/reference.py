@@ -20,7 +20,7 @@ from engram.kernels.grid import (
 )
 from engram.kernels.reference_nearest import Voxels
 from engram.kernels.reference_rays import entered, make_rays, visits
-from engram.kernels.scan import Bundle, Counts, Insert, Scan, Worlds
+from engram.kernels.scan import Bundle, Camera, Counts, Insert, Scan, Worlds
 from engram.kernels.storage import UNKNOWN, Storage
 
 
@@ -102,6 +102,19 @@ class Reference:
 
     def rehash(self, storage: Storage) -> None:
         """Do nothing: no table is used."""
+
+    def unproject(
+        self, depth: Float[Tensor, "H W"], camera: Camera, pose: Float[Tensor, "4 4"]
+    ) -> Float[Tensor, "n 3"]:
+        """Points of a depth image [m], NaN where the depth is no number above 0."""
+        z = depth.double()
+        v, u = (torch.arange(n, dtype=torch.float64, device=z.device) for n in z.shape)
+        # Not tensor / number, which torch may compute as a product with the reciprocal.
+        x = (u - camera.cx) / torch.full_like(u, camera.fx) * z
+        y = ((v - camera.cy) / torch.full_like(v, camera.fy))[:, None] * z
+        rows = [row[0] * x + row[1] * y + row[2] * z + row[3] for row in pose]
+        points = torch.stack(rows[:3], dim=-1).float()
+        return torch.where((z > 0)[..., None], points, float("nan")).flatten(0, 1)
 
     def log_odds(
         self, storage: Storage, points: Float[Tensor, "n 3"], worlds: Worlds, voxel_size: float

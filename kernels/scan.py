@@ -35,6 +35,21 @@ class Scan(NamedTuple):
     mode: Insert
 
 
+class Camera(NamedTuple):
+    """A pinhole camera without distortion; pixel (u, v) covers u − ½ … u + ½."""
+
+    width: int
+    """[pixel]"""
+    height: int
+    """[pixel]"""
+    fx: float
+    """Focal length [pixel]."""
+    fy: float
+    cx: float
+    """Where the optical axis meets the image [pixel]."""
+    cy: float
+
+
 class Bundle(NamedTuple):
     """Rays to be cast."""
 

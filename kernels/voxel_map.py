@@ -11,21 +11,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from engram.kernels import native
-from engram.kernels.answers import Casts, FullError, Inserted, Neighbours, WhenFull
+from engram.kernels.answers import FullError, Inserted, WhenFull
+from engram.kernels.checks import (
+    Vector,
+    checked_depth,
+    checked_points,
+    checked_pose,
+    checked_scan,
+    checked_vector,
+    checked_world,
+)
 from engram.kernels.errors import InvalidValueError
 from engram.kernels.eviction import block_distances, without_farthest
-from engram.kernels.grid import BIAS, CELLS, KEY_BITS, WORLDS, Evidence, unmorton
+from engram.kernels.grid import KEY_BITS, Evidence
 from engram.kernels.map_file import fill, read_map, write_map
 from engram.kernels.native import Native
 from engram.kernels.occupancy import Occupancy
+from engram.kernels.queries import VoxelQueries
 from engram.kernels.reference import Reference
-from engram.kernels.scan import Bundle, Insert, Scan, Worlds
+from engram.kernels.scan import Camera, Insert
 from engram.kernels.storage import LEAST_CAPACITY, UNKNOWN, Storage
 
-Vector = Sequence[float] | Float[Tensor, " 3"]
 
-
-class VoxelMap:
+class VoxelMap(VoxelQueries):
     """Log-odds of occupancy in voxels, after OctoMap (Hornung et al. 2013).
 
     Voxels are stored in blocks of 8 × 8 × 8, found by a hash of their Morton code. Coordinates
@@ -66,11 +74,6 @@ class VoxelMap:
         self.kernel = kernel or choose_kernel(self.storage.device)
 
     @property
-    def device(self) -> torch.device:
-        """Where the map lives."""
-        return self.storage.device
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the map's arrays; `kernel.nbytes` adds what marking a scan takes."""
         return self.storage.nbytes
@@ -99,8 +102,14 @@ class VoxelMap:
         Raises:
             FullError: If the map would exceed its cap; it is then as before.
         """
-        scan = self._scan(points, origin, mode, max_range)
-        self._check_world(world)
+        scan = checked_scan(
+            checked_points(points, self.device),
+            origin,
+            voxel_size=self.voxel_size,
+            mode=mode,
+            max_range=max_range,
+        )
+        checked_world(world)
         counts = self.kernel.mark(scan)
         try:
             missing = self.kernel.missing(self.storage, world)
@@ -111,111 +120,33 @@ class VoxelMap:
         self.kernel.apply(self.storage, world, self.evidence)
         return Inserted(*counts, new_blocks=missing, evicted_blocks=evicted)
 
-    def log_odds(self, points: Float[Tensor, "n 3"], *, world: Worlds = 0) -> Int[Tensor, " n"]:
-        """Read the voxels that hold points [m]: int8 steps of log-odds, −128 where unknown."""
-        self._check_worlds(world, points)
-        return self.kernel.log_odds(
-            self.storage, self._points(points), self._to_device(world), self.voxel_size
-        )
-
-    def occupancy(self, points: Float[Tensor, "n 3"], *, world: Worlds = 0) -> Int[Tensor, " n"]:
-        """Read the voxels that hold points [m]: int8, 1 occupied, 0 free, −1 unknown."""
-        value = self.log_odds(points, world=world)
-        seen = torch.where(value >= self.evidence.threshold, 1, 0)
-        return torch.where(value == UNKNOWN, -1, seen).to(torch.int8)
-
-    def cast_rays(
+    def insert_depth(
         self,
-        origins: Float[Tensor, "n 3"],
-        directions: Float[Tensor, "n 3"],
+        depth: Float[Tensor, "H W"],
+        camera: Camera,
+        pose_camera_to_world: Float[Tensor, "4 4"],
         *,
+        mode: Insert = Insert.RAY_PER_POINT,
         max_range: float = math.inf,
-        stop_at_unknown: bool = False,
-        world: Worlds = 0,
-    ) -> Casts:
-        """Find the first occupied voxel along rays, by exact traversal.
+        world: int = 0,
+    ) -> Inserted:
+        """Add a depth image: the points of its pixels, seen from the camera.
 
         Args:
-            origins: Where rays begin [m], on the grid.
-            directions: Where they go, of any length above 0.
-            max_range: Distance [m] at which rays end; at the latest they do at the grid's border.
-            stop_at_unknown: Whether voxels that no scan touched stop a ray too.
-            world: Which of the map's worlds, for all rays or for each.
+            depth: Along the camera's z axis [m]; NaN, infinity and what is not above 0 are left
+                out and counted as not finite.
+            camera: Its intrinsics.
+            pose_camera_to_world: Rigid; the camera looks along its z axis, y down.
+            mode: As for `insert_points`.
+            max_range: Likewise, from the camera's centre [m].
+            world: Which of the map's worlds was seen.
         """
-        self._check_worlds(world, origins)
-        if not max_range > 0:
-            raise InvalidValueError("max_range", max_range, "above 0 [m]")
-        bundle = Bundle(
-            origins.to(self.device, torch.float64),
-            directions.to(self.device, torch.float64),
-            float(max_range),
-            stop_at_unknown,
+        pose = checked_pose("pose_camera_to_world", pose_camera_to_world).to(self.device)
+        image = checked_depth(depth, camera).to(self.device)
+        points = self.kernel.unproject(image, camera, pose)
+        return self.insert_points(
+            points, pose[:3, 3].tolist(), mode=mode, max_range=max_range, world=world
         )
-        distance, code = self.kernel.cast(
-            self.storage, bundle, self._to_device(world), self.voxel_size
-        )
-        (bad,) = (code == -2).nonzero(as_tuple=True)
-        if len(bad):
-            at = int(bad[0])
-            seen = f"{origins[at].tolist()} along {directions[at].tolist()}"
-            allowed = "origins on the grid, finite directions of some length"
-            raise InvalidValueError(f"ray {at}", seen, allowed)
-        return Casts(distance, unmorton(code.clamp(min=0)) - BIAS)
-
-    def nearest(
-        self,
-        points: Float[Tensor, "n 3"],
-        k: int,
-        *,
-        max_distance: float = math.inf,
-        world: Worlds = 0,
-    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k 3"]]:
-        """Find the k occupied voxels whose centres are nearest, nearest first.
-
-        Args:
-            points: Where to look [m].
-            k: How many.
-            max_distance: Beyond which none counts [m].
-            world: Which of the map's worlds, for all points or for each.
-
-        Returns:
-            Distances [m], float64, infinite where there are fewer; and integer coordinates,
-            the grid's least there. Of equally near voxels, that with the least Morton code first.
-        """
-        if k < 1:
-            raise InvalidValueError("k", k, "1 or more")
-        limit = self._voxels("max_distance", max_distance)
-        return self.kernel.nearest(self.storage, *self._query(points, world), k, limit)
-
-    def count_within(
-        self, points: Float[Tensor, "n 3"], radius: float, *, world: Worlds = 0
-    ) -> Int[Tensor, " n"]:
-        """Count the occupied voxels whose centres lie within `radius` [m] of points [m]."""
-        return self.kernel.count_within(
-            self.storage, *self._query(points, world), self._voxels("radius", radius)
-        )
-
-    def list_within(
-        self, points: Float[Tensor, "n 3"], radius: float, *, world: Worlds = 0
-    ) -> Neighbours:
-        """List the occupied voxels whose centres lie within `radius` [m] of points [m]."""
-        found = self.kernel.list_within(
-            self.storage, *self._query(points, world), self._voxels("radius", radius)
-        )
-        return Neighbours(*found)
-
-    def occupied_centres(self, *, world: int = 0) -> Float[Tensor, "n 3"]:
-        """Centres of the occupied voxels [m], float64, sorted by Morton code."""
-        self._check_world(world)
-        keys = self.storage.keys[: self.storage.count]
-        (slots,) = (keys >> KEY_BITS == world).nonzero(as_tuple=True)
-        slots = slots[keys[slots].argsort()]
-        slot, cell = (self.storage.log_odds[slots] >= self.evidence.threshold).nonzero(
-            as_tuple=True
-        )
-        block = keys[slots[slot]] & ((1 << KEY_BITS) - 1)
-        voxel = unmorton(block * CELLS + cell) - BIAS
-        return (voxel.double() + 0.5) * self.voxel_size
 
     def clear(self, worlds: Int[Tensor, " w"] | Sequence[int] | None = None) -> None:
         """Forget worlds, or all of them."""
@@ -237,9 +168,12 @@ class VoxelMap:
         Returns:
             The number of blocks forgotten.
         """
-        self._check_world(world)
+        checked_world(world)
         before = self.storage.count
-        near = block_distances(self.storage, self.voxel_size, _vector("centre", centre)) <= radius
+        near = (
+            block_distances(self.storage, self.voxel_size, checked_vector("centre", centre))
+            <= radius
+        )
         self._keep(near | (self.storage.keys[:before] >> KEY_BITS != world))
         return before - self.storage.count
 
@@ -293,46 +227,6 @@ class VoxelMap:
             "bytes": self.nbytes,
         }
 
-    def _scan(self, points: Tensor, origin: Vector, mode: Insert, max_range: float) -> Scan:
-        if not isinstance(mode, Insert):
-            raise InvalidValueError("mode", mode, [str(each) for each in Insert])
-        if not max_range > 0:
-            raise InvalidValueError("max_range", max_range, "above 0 [m]")
-        at = _vector("origin", origin)
-        border = BIAS * self.voxel_size
-        if not all(-border <= x < border for x in at):
-            raise InvalidValueError("origin", at, f"within {border} m of the grid's centre")
-        return Scan(self._points(points), at, self.voxel_size, float(max_range), mode)
-
-    def _points(self, points: Tensor) -> Tensor:
-        if points.ndim != 2 or points.shape[1] != 3:
-            raise InvalidValueError("points", tuple(points.shape), "shape [n, 3]")
-        return points.to(self.device, torch.float32)
-
-    def _query(self, points: Tensor, world: Worlds) -> tuple[Tensor, Worlds, float]:
-        self._check_worlds(world, points)
-        return self._points(points), self._to_device(world), self.voxel_size
-
-    def _voxels(self, name: str, metres: float) -> float:
-        if not metres >= 0:
-            raise InvalidValueError(name, metres, "0 or more [m]")
-        return float(metres) / self.voxel_size
-
-    def _to_device(self, world: Worlds) -> Worlds:
-        return world if isinstance(world, int) else world.to(self.device, torch.int64)
-
-    def _check_world(self, world: int) -> None:
-        if not 0 <= world < WORLDS:
-            raise InvalidValueError("world", world, f"0 to {WORLDS - 1}")
-
-    def _check_worlds(self, world: Worlds, items: Tensor) -> None:
-        if isinstance(world, int):
-            self._check_world(world)
-        elif world.shape != items.shape[:1]:
-            raise InvalidValueError("world", tuple(world.shape), f"one for each of {len(items)}")
-        elif len(world) and not (0 <= int(world.min()) and int(world.max()) < WORLDS):
-            raise InvalidValueError("world", _extent(world), f"0 to {WORLDS - 1}")
-
     def _make_room(self, missing: int, origin: tuple[float, float, float], world: int) -> int:
         """Grow, evict or raise; return how many blocks were evicted."""
         storage = self.storage
@@ -360,17 +254,6 @@ class VoxelMap:
         (slots,) = keep.nonzero(as_tuple=True)
         self.storage.keep(slots)
         self.kernel.rehash(self.storage)
-
-
-def _vector(name: str, given: Vector) -> tuple[float, float, float]:
-    numbers = torch.as_tensor(given, dtype=torch.float64).tolist()
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-        raise InvalidValueError(name, numbers, "three finite numbers [m]")
-    return (numbers[0], numbers[1], numbers[2])
-
-
-def _extent(x: Tensor) -> str:
-    return f"{x.min().item()} … {x.max().item()}" if x.numel() else "nothing"
 
 
 @functools.cache

@@ -1,4 +1,6 @@
 // Reading the map: voxels at points, and the table itself.
+#include <limits>
+
 #include "map.h"
 #include "pool.h"
 
@@ -53,6 +55,28 @@ void vox_rehash(const View* map) {
     while (map->table[at].key != kEmpty) at = (at + 1) & mask;
     map->table[at] = {map->keys[slot], slot};
   }
+}
+
+// Points in the world, [height * width, 3] in metres, of a depth image in metres; NaN where the depth
+// is no number above 0.
+void vox_unproject(const float* depth, int64_t width, int64_t height, const double* camera, const double* pose,
+                   int64_t threads, float* points) {
+  const double fx = camera[0], fy = camera[1], cx = camera[2], cy = camera[3];
+  parallel(int(threads), height, 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t v = begin; v < end; ++v) {
+      const double slope = (double(v) - cy) / fy;
+      for (int64_t u = 0; u < width; ++u) {
+        const double z = double(depth[v * width + u]);
+        const double x = (double(u) - cx) / fx * z, y = slope * z;
+        float* to = points + 3 * (v * width + u);
+        for (int j = 0; j < 3; ++j) {
+          const double* row = pose + 4 * j;
+          const double at = row[0] * x + row[1] * y + row[2] * z + row[3];
+          to[j] = z > 0 ? float(at) : std::numeric_limits<float>::quiet_NaN();
+        }
+      }
+    }
+  });
 }
 
 // Log-odds of the voxels that hold points; kUnknown where nothing was seen, or off the grid.

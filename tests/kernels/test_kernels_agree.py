@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engram.kernels import native
 from engram.kernels.native import Native
 from engram.kernels.reference import Reference
-from engram.kernels.scan import Insert
+from engram.kernels.scan import Camera, Insert
 from engram.kernels.voxel_map import VoxelMap
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiled kernels")
@@ -148,3 +148,32 @@ def test_neighbours(seed, kind, k, limit) -> None:
         *(held.list_within(asked, radius, world=worlds) for held in (ours, oracle)), strict=True
     ):
         assert torch.equal(mine, true)
+
+
+@given(seed=st.integers(0, 2**31), mode=st.sampled_from(list(Insert)))
+@settings(max_examples=20, deadline=None)
+def test_depth_images(seed, mode) -> None:
+    random = torch.Generator().manual_seed(seed)
+    depth = torch.rand(24, 32, generator=random) * 3
+    bad = torch.tensor([0.0, -1.0, math.nan, math.inf])
+    hole = torch.rand(24, 32, generator=random) < 0.2
+    depth = torch.where(hole, bad[torch.randint(4, (24, 32), generator=random)], depth)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=random, dtype=torch.float64)).Q
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3] = turn * torch.linalg.det(turn)
+    pose[:3, 3] = torch.randn(3, generator=random, dtype=torch.float64)
+    camera = Camera(32, 24, fx=30.0 + seed % 7, fy=29.3, cx=15.1, cy=12.7)
+    held = [VoxelMap(0.1, kernel=kernel) for kernel in (Native(2), Reference())]
+    told = [each.insert_depth(depth, camera, pose, mode=mode) for each in held]
+    assert told[0] == told[1] and told[0].not_finite == int(hole.sum())
+    for mine, true in zip(*map(contents, held), strict=True):
+        assert torch.equal(mine, true)
+    # Every point lies in an occupied voxel that projects back to its pixel.
+    points = held[0].kernel.unproject(depth, camera, pose)
+    there = points.isfinite().all(1)
+    assert held[0].occupancy(points[there]).eq(1).all()
+    at = (points.double() - pose[:3, 3]) @ pose[:3, :3]
+    u = (camera.fx * at[:, 0] / at[:, 2] + camera.cx).view(24, 32)[~hole]
+    torch.testing.assert_close(
+        u, torch.arange(32.0).double().expand(24, 32)[~hole], atol=1e-3, rtol=0
+    )
