@@ -154,7 +154,7 @@ def test_neighbours(seed, kind, k, limit) -> None:
 @settings(max_examples=20, deadline=None)
 def test_depth_images(seed, mode) -> None:
     random = torch.Generator().manual_seed(seed)
-    depth = torch.rand(24, 32, generator=random) * 3
+    depth = torch.rand(24, 32, generator=random) * 3 + 0.3
     bad = torch.tensor([0.0, -1.0, math.nan, math.inf])
     hole = torch.rand(24, 32, generator=random) < 0.2
     depth = torch.where(hole, bad[torch.randint(4, (24, 32), generator=random)], depth)
