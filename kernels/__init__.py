@@ -3,7 +3,16 @@
 from engram.kernels.answers import FullError, Inserted, WhenFull
 from engram.kernels.errors import EngramError
 from engram.kernels.occupancy import Occupancy
-from engram.kernels.scan import Insert
+from engram.kernels.scan import Camera, Insert
 from engram.kernels.voxel_map import VoxelMap
 
-__all__ = ["EngramError", "FullError", "Insert", "Inserted", "Occupancy", "VoxelMap", "WhenFull"]
+__all__ = [
+    "Camera",
+    "EngramError",
+    "FullError",
+    "Insert",
+    "Inserted",
+    "Occupancy",
+    "VoxelMap",
+    "WhenFull",
+]

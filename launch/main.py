@@ -14,6 +14,7 @@ commands
   compare  the same for several memories: one table, one figure
   eval     evaluate trained runs on fresh seeds: engram eval out=<folder>
   info     memories, environments and devices to choose from
+  map      voxel map of a recording: engram map <folder> voxel_size=0.05 max_range=5
 
 keys of train and compare (all others: engram info, configs/train.yaml)
   env=NAME            the task; its settings are env.<key>=<value>
@@ -28,7 +29,7 @@ examples
   engram compare preset=demo
   engram train memory=hcam env=ballet budget=2_000_000
 """
-COMMANDS = ("train", "compare", "eval", "info")
+COMMANDS = ("train", "compare", "eval", "info", "map")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,6 +78,10 @@ def _dispatch(command: str, rest: list[str], console: Console) -> int:
         from engram.launch.evaluate import evaluate_runs
 
         return evaluate_runs(rest, console)
+    if command == "map":
+        from engram.launch.mapping import build_map
+
+        return build_map(rest, console)
     from engram.launch.compare import compare
 
     return compare(rest, console, several=command == "compare")
