@@ -5,6 +5,7 @@ package list or among the data files.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,17 @@ for name in sorted(modules):
     module = importlib.import_module(name)
     assert pathlib.Path(module.__file__).is_relative_to(sys.prefix), module.__file__
 print(f"imported {len(modules)} modules of engram {importlib.metadata.version('engram')}")
+"""
+
+
+USE_KERNELS = """
+import torch
+from engram.kernels import VoxelMap, native
+names = [library._name.rpartition("/")[2] for library in native.libraries()]
+held = VoxelMap(0.1)
+held.insert_points(torch.tensor([[1.0, 2.0, 3.0]]), (0.0, 0.0, 0.0))
+assert names and held.occupancy(torch.tensor([[1.0, 2.0, 3.0]])).item() == 1
+print("compiled kernels: " + ", ".join(names))
 """
 
 
@@ -108,6 +120,8 @@ def main() -> None:
 
         run(bin / "python", "-c", IMPORT_ALL, cwd=folder)
         run(bin / "engram", "--help", cwd=folder)
+        if shutil.which("c++") or shutil.which("g++"):
+            run(bin / "python", "-c", USE_KERNELS, cwd=folder)
 
 
 if __name__ == "__main__":

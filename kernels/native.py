@@ -59,20 +59,20 @@ class EvidenceView(ctypes.Structure):
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """Load the library for this processor; None where none was built."""
-    lowest = FOLDER / "libvoxels_v2.so"
+def libraries() -> list[ctypes.CDLL]:
+    """Load the libraries that this processor can run, the plainest first; none where none is built.
+
+    All compute the same.
+    """
+    lowest = FOLDER / f"libvoxels_{LEVELS[0]}.so"
     if not lowest.exists():
-        return None
-    level = ctypes.CDLL(str(lowest)).vox_level()
-    path = next(
-        (
-            path
-            for name in reversed(LEVELS[: max(1, level - 1)])
-            if (path := FOLDER / f"libvoxels_{name}.so").exists()
-        ),
-        lowest,
-    )
+        return []
+    usable = LEVELS[: ctypes.CDLL(str(lowest)).vox_level() - 1]
+    paths = [FOLDER / f"libvoxels_{level}.so" for level in usable]
+    return [_load(path) for path in paths if path.exists()]
+
+
+def _load(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(found, name)
@@ -88,12 +88,11 @@ class Native:
 
     Args:
         threads: Threads that mark a scan; all cores unless given.
+        library: One of `libraries()`, the fastest unless given.
     """
 
-    def __init__(self, threads: int | None = None):
-        found = library()
-        assert found is not None, "the caller looked whether there is a library"
-        self.lib = found
+    def __init__(self, threads: int | None = None, library: ctypes.CDLL | None = None):
+        self.lib = library or libraries()[-1]
         self.threads = threads or len(os.sched_getaffinity(0))
         self.scratch = self.lib.vox_scratch(self.threads)
 

@@ -266,7 +266,7 @@ def _say_once(device: str) -> None:
 
 def choose_kernel(device: torch.device) -> Native | Reference:
     """Return the compiled kernels where there are any for the device."""
-    if device.type == "cpu" and native.library() is not None:
+    if device.type == "cpu" and native.libraries():
         return Native()
     _say_once(str(device))
     return Reference()

@@ -88,9 +88,34 @@ int slabs_in_cube(const Ray& ray, const double inverse[3], const Crossing& at, i
   return int(std::min<int64_t>(last, ray.slabs - 1)) - k + 1;
 }
 
-bool cast(Caster& caster, const Ray& ray, Hit& hit) {
+// A box around all blocks of all worlds, in voxels: beyond it, nothing is occupied.
+struct Bounds {
+  int64_t least[3], most[3];
+};
+
+Bounds bounds_of(const View& map) {
+  Bounds box;
+  for (int j = 0; j < 3; ++j) box.least[j] = 2 * kBias, box.most[j] = -1;
+  for (int64_t slot = 0; slot < map.count; ++slot) {
+    const uint64_t code = uint64_t(map.keys[slot]) & ((uint64_t{1} << kKeyBits) - 1);
+    for (int j = 0; j < 3; ++j) {
+      const int64_t at = 8 * int64_t(unspread(code >> j));
+      box.least[j] = std::min(box.least[j], at), box.most[j] = std::max(box.most[j], at + 7);
+    }
+  }
+  return box;
+}
+
+bool cast(Caster& caster, const Ray& ray, const Bounds& box, Hit& hit) {
+  int64_t begin = 0, last = ray.slabs;
+  if (!caster.stop_at_unknown) {  // the slabs that the box has a part in
+    const int a = ray.axis[0];
+    const int64_t start = ray.from[0] >> kFraction, all = kMirror >> kFraction;
+    begin = std::max(begin, (ray.mirrored[0] ? all - box.most[a] : box.least[a]) - start);
+    last = std::min(last, (ray.mirrored[0] ? all - box.least[a] : box.most[a]) - start);
+  }
   const double inverse[3] = {0, 1 / double(ray.slope[1]), 1 / double(ray.slope[2])};
-  for (int k = 0; k <= ray.slabs;) {
+  for (int k = int(begin); k <= last;) {
     const Crossing at = crossing(ray, k);
     const uint64_t entered = unmirrored(ray, at.in[0], at.in[1], at.in[2]);
     const int edge = caster.empty_cube(entered);
@@ -132,6 +157,7 @@ extern "C" {
 void vox_cast(const View* map, const double* origins, const double* directions, const int64_t* worlds, int64_t world,
               int64_t count, double voxel_size, double max_range, int64_t stop_at_unknown, int64_t threads,
               double* distance, int64_t* code) {
+  const Bounds box = bounds_of(*map);
   const double inverse = 1 / voxel_size, border = double(kBias) * voxel_size, inner = border - voxel_size / 2;
   parallel(int(threads), count, 256, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
@@ -156,7 +182,7 @@ void vox_cast(const View* map, const double* origins, const double* directions, 
       Caster caster{*map, stop_at_unknown != 0, worlds ? worlds[i] : world};
       Hit hit;
       code[i] = -1;
-      if (!cast(caster, make_ray(from, to), hit)) continue;
+      if (!cast(caster, make_ray(from, to), box, hit)) continue;
       distance[i] = hit.distance * reach;
       code[i] = int64_t(hit.code);
     }

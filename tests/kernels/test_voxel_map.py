@@ -18,7 +18,7 @@ from engram.kernels.reference import Reference
 from engram.kernels.storage import LEAST_CAPACITY, Storage
 
 COMPILED = pytest.param(
-    Native, marks=pytest.mark.skipif(native.library() is None, reason="no compiled kernels")
+    Native, marks=pytest.mark.skipif(not native.libraries(), reason="no compiled kernels")
 )
 everywhere = pytest.mark.parametrize("kernel", [COMPILED, Reference])
 GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -323,7 +323,7 @@ def test_without_compiled_kernels_the_map_says_so_once() -> None:
     code = """
 import warnings
 from engram.kernels import VoxelMap, native
-native.library = lambda: None
+native.libraries = lambda: []
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     maps = [VoxelMap(1.0) for _ in range(3)]
