@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from measure import markdown, once
 
-NAMES = ["ppo_lstm", "hcam_step", "sequence_forward", "ballet_steps", "ballet_training"]
+NAMES = ["ppo_lstm", "hcam_step", "sequence_forward", "ballet_steps", "ballet_training", "voxels"]
 
 
 def machine() -> str:
