@@ -31,6 +31,20 @@ inline double square_distance(const Scan& scan, const double at[3]) {
 // Places of the points that lie within range and in the window, packed; the others need a closer
 // look. Returns their lanes.
 #ifdef __AVX512F__
+// Lanes 3 l + j of 48 numbers: from the first two registers, then from the third.
+struct EveryThird {
+  alignas(64) int32_t low[3][16], high[3][16];
+  constexpr EveryThird() : low(), high() {
+    for (int j = 0; j < 3; ++j)
+      for (int l = 0; l < 16; ++l) {
+        const int at = 3 * l + j;
+        low[j][l] = at < 32 ? at : 0;
+        high[j][l] = at < 32 ? l : 16 + at - 32;
+      }
+  }
+};
+static constexpr EveryThird kEveryThird;
+
 static inline uint32_t place_points(const Scan& scan, const Reach& reach, uint32_t coordinate_mask, const float* p,
                                     uint32_t* place, int& count) {
   const __m512 first = _mm512_loadu_ps(p), second = _mm512_loadu_ps(p + 16), third = _mm512_loadu_ps(p + 32);
@@ -38,15 +52,9 @@ static inline uint32_t place_points(const Scan& scan, const Reach& reach, uint32
   __m512d distance[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
   __mmask16 good = 0xffff;
   for (int j = 0; j < 3; ++j) {
-    // Lanes 3 l + j of the 48 numbers: from the first two registers, then from the third.
-    alignas(64) int32_t low[16], high[16];
-    for (int l = 0; l < 16; ++l) {
-      const int at = 3 * l + j;
-      low[l] = at < 32 ? at : 0;
-      high[l] = at < 32 ? l : 16 + at - 32;
-    }
     const __m512 x = _mm512_permutex2var_ps(
-        _mm512_permutex2var_ps(first, _mm512_load_si512(low), second), _mm512_load_si512(high), third);
+        _mm512_permutex2var_ps(first, _mm512_load_si512(kEveryThird.low[j]), second),
+        _mm512_load_si512(kEveryThird.high[j]), third);
     __m256i cell[2];
     for (int h = 0; h < 2; ++h) {
       const __m512d metres = _mm512_cvtps_pd(h ? _mm512_extractf32x8_ps(x, 1) : _mm512_castps512_ps256(x));
