@@ -242,7 +242,7 @@ class VoxelMap(VoxelQueries):
                 keep = without_farthest(storage, distance, needed - limit, world=world, needed=seen)
             if keep is None:
                 raise FullError(Storage.bytes_for(needed), self.max_bytes or 0)
-        roomy = max(needed, storage.capacity + storage.capacity // 2)
+        roomy = max(needed, storage.capacity + storage.capacity // 4)
         storage.grow(roomy if self.max_bytes is None else min(roomy, limit))
         self.kernel.rehash(storage)
         if keep is None:

@@ -258,17 +258,19 @@ int64_t count_within(const View& map, const Query& q, double radius) {
   return total;
 }
 
-void list_within(const View& map, const Query& q, double radius, std::vector<Found>& to) {
+// In Morton order: words, octants and bits are visited so, and blocks are few enough to sort.
+void list_within(const View& map, const Query& q, double radius, std::vector<Block>& blocks, std::vector<Found>& to) {
   const double square = radius * radius;
-  to.clear();
-  each_block(map, q, radius, [&](const Block& block, bool) {
+  to.clear(), blocks.clear();
+  each_block(map, q, radius, [&](const Block& block, bool) { blocks.push_back(block); });
+  std::sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.code < b.code; });
+  for (const Block& block : blocks) {
     const uint64_t* occupied = map.occupied + block.slot * 8;
     for (int word = 0; word < 8; ++word)
       if (occupied[word] && word_least(q, block, word) <= square)
         each_voxel(q, block, word, occupied[word], [&] { return square; },
                    [&](double d, int64_t code) { to.push_back({d, code}); });
-  });
-  std::sort(to.begin(), to.end(), [](const Found& a, const Found& b) { return a.code < b.code; });
+  }
 }
 
 // Metres, and integer coordinates as users count them.
@@ -330,10 +332,11 @@ void vox_list_within(const View* map, const float* points, const int64_t* worlds
   const double inverse = 1 / voxel_size;
   parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
     std::vector<Found> found;
+    std::vector<Block> blocks;
     for (int64_t i = begin; i < end; ++i) {
       Query q;
       if (!query_at(points + 3 * i, worlds ? worlds[i] : world, inverse, q)) continue;
-      list_within(*map, q, radius, found);
+      list_within(*map, q, radius, blocks, found);
       for (size_t n = 0; n < found.size(); ++n) {
         const int64_t to = offset[i] + int64_t(n);
         write(found[n], voxel_size, metres + to, voxel + 3 * to);
