@@ -11,16 +11,9 @@ import torch
 from jaxtyping import Float
 
 from engram.envs.adapter import GymnasiumEnv
-from engram.kernels.errors import EngramError, InvalidValueError
+from engram.kernels.errors import InvalidValueError, MissingPackageError
 
 TASKS = ("InvertedPendulum", "Hopper", "HalfCheetah", "Walker2d")
-
-
-class MissingMujocoError(EngramError, ImportError):
-    """MuJoCo, or what Gymnasium needs to use it, is not installed."""
-
-    def __init__(self, missing: str):
-        super().__init__(f"package {missing!r} is missing; run: pip install engram[mujoco]")
 
 
 class PositionsOnly(gymnasium.ObservationWrapper):
@@ -56,7 +49,7 @@ class MaskedMujoco(GymnasiumEnv):
         seed: Seed of the first reset.
 
     Raises:
-        MissingMujocoError: If `engram[mujoco]` is not installed.
+        MissingPackageError: If `engram[mujoco]` is not installed.
     """
 
     def __init__(
@@ -73,7 +66,7 @@ class MaskedMujoco(GymnasiumEnv):
             raise InvalidValueError("task", task, TASKS)
         for package in ("mujoco", "imageio"):
             if importlib.util.find_spec(package) is None:
-                raise MissingMujocoError(package)
+                raise MissingPackageError(package, "mujoco")
         super().__init__(
             num_envs,
             environment=partial(make_masked, f"{task}-v5"),

@@ -1,9 +1,9 @@
 """Spatial indexes and the error root: the bottom of the house."""
 
-from engram.kernels.answers import FullError, Inserted, WhenFull
+from engram.kernels.answers import FullError, WhenFull
 from engram.kernels.errors import EngramError
 from engram.kernels.occupancy import Occupancy
-from engram.kernels.scan import Camera, Insert
+from engram.kernels.scan import Camera, Insert, Inserted
 from engram.kernels.voxel_map import VoxelMap
 
 __all__ = [

@@ -28,21 +28,6 @@ class FullError(EngramError):
         )
 
 
-class Inserted(NamedTuple):
-    """What became of a scan."""
-
-    hits: int
-    """Points whose voxel counts as hit."""
-    beyond_range: int
-    """Points beyond the range; their rays count up to it."""
-    not_finite: int
-    """Points with a NaN or an infinity, left out."""
-    off_grid: int
-    """Points beyond the grid's border, left out."""
-    new_blocks: int
-    evicted_blocks: int
-
-
 class Casts(NamedTuple):
     """Where rays stop."""
 

@@ -63,7 +63,7 @@ def checked_world(world: int) -> int:
 
 
 def checked_worlds(world: Worlds, items: Tensor, device: torch.device) -> Worlds:
-    """Return one world for all items, or one for each, on the device."""
+    """Return one world for all items, or one for each, on the device and contiguous."""
     if isinstance(world, int):
         return checked_world(world)
     if world.shape != items.shape[:1]:
@@ -71,7 +71,7 @@ def checked_worlds(world: Worlds, items: Tensor, device: torch.device) -> Worlds
     if len(world) and not (0 <= int(world.min()) and int(world.max()) < WORLDS):
         seen = f"{int(world.min())} … {int(world.max())}"
         raise InvalidValueError("world", seen, f"0 to {WORLDS - 1}")
-    return world.to(device, torch.int64)
+    return world.to(device, torch.int64).contiguous()
 
 
 def checked_vector(name: str, given: Vector) -> tuple[float, float, float]:

@@ -17,3 +17,10 @@ class InvalidValueError(EngramError, ValueError):
 
 class DataError(EngramError, ValueError):
     """A file that the user gave is missing, damaged or of an unknown version."""
+
+
+class MissingPackageError(EngramError, ImportError):
+    """A package that an extra brings is not installed."""
+
+    def __init__(self, missing: str, extra: str):
+        super().__init__(f"package {missing!r} is missing; run: pip install engram[{extra}]")

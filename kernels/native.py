@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from engram.kernels.grid import Evidence
-from engram.kernels.scan import Bundle, Camera, Counts, Scan, Worlds
+from engram.kernels.scan import Bundle, Camera, Inserted, Scan, Worlds
 from engram.kernels.storage import Storage
 
 FOLDER = Path(__file__).parent
@@ -105,7 +105,7 @@ class Native:
         """Bytes of the scratch buffer, most of which the system never has to provide."""
         return self.lib.vox_scratch_bytes(self.scratch)
 
-    def mark(self, scan: Scan) -> Counts:
+    def mark(self, scan: Scan) -> Inserted:
         """Find the voxels that a scan hits and passes through."""
         points = scan.points.contiguous()
         origin = (ctypes.c_double * 3)(*scan.origin)
@@ -122,7 +122,7 @@ class Native:
         )
         if touched < 0:
             raise MemoryError(f"marking a scan of {len(points)} points")
-        return Counts(*counts)
+        return Inserted(*counts)
 
     def missing(self, storage: Storage, world: int) -> int:
         """How many of the blocks that the scan touched the map lacks."""
@@ -167,16 +167,9 @@ class Native:
         self, storage: Storage, points: Float[Tensor, "n 3"], worlds: Worlds, voxel_size: float
     ) -> Int[Tensor, " n"]:
         """Read the voxels that hold points [m]; `UNKNOWN` off the grid."""
-        points = points.contiguous()
         out = torch.empty(len(points), dtype=torch.int8)
-        self.lib.vox_log_odds(
-            ctypes.byref(_view(storage)),
-            points.data_ptr(),
-            *_worlds(worlds),
-            len(points),
-            voxel_size,
-            self.threads,
-            out.data_ptr(),
+        self._each(
+            "vox_log_odds", storage, points, worlds, voxel_size, self.threads, out.data_ptr()
         )
         return out
 
@@ -290,8 +283,12 @@ class Native:
 
 
 def _worlds(worlds: Worlds) -> tuple[int | None, int]:
-    """A pointer to one world per item, or none and one for all."""
-    return (None, worlds) if isinstance(worlds, int) else (worlds.contiguous().data_ptr(), 0)
+    """A pointer to one world per item, or none and one for all.
+
+    The tensor must outlive the call: a contiguous copy made here would not.
+    """
+    assert isinstance(worlds, int) or worlds.is_contiguous()
+    return (None, worlds) if isinstance(worlds, int) else (worlds.data_ptr(), 0)
 
 
 def _view(storage: Storage) -> View:

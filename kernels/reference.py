@@ -20,7 +20,7 @@ from engram.kernels.grid import (
 )
 from engram.kernels.reference_nearest import Voxels
 from engram.kernels.reference_rays import entered, make_rays, visits
-from engram.kernels.scan import Bundle, Camera, Counts, Insert, Scan, Worlds
+from engram.kernels.scan import Bundle, Camera, Insert, Inserted, Scan, Worlds
 from engram.kernels.storage import UNKNOWN, Storage
 
 
@@ -55,7 +55,7 @@ class Reference:
         """Bytes of the scratch buffer: none is kept."""
         return 0
 
-    def mark(self, scan: Scan) -> Counts:
+    def mark(self, scan: Scan) -> Inserted:
         """Find the voxels that a scan hits and passes through."""
         if scan.mode is Insert.RAY_PER_VOXEL:
             ends, counts = self._ends(scan._replace(max_range=float("inf")))
@@ -220,7 +220,7 @@ class Reference:
         slot, at = self._place(storage, codes, worlds)
         return torch.where(slot < 0, UNKNOWN, storage.log_odds.view(-1)[at])
 
-    def _ends(self, scan: Scan) -> tuple[_Ends, Counts]:
+    def _ends(self, scan: Scan) -> tuple[_Ends, Inserted]:
         at = scan.points.double()
         finite = at.isfinite().all(1)
         at = at[finite]
@@ -230,7 +230,7 @@ class Reference:
         inside = on_grid(voxels)
         ends = _Ends(to_fixed(voxels[inside]), seen[inside])
         hits = int(ends.seen.sum())
-        counts = Counts(
+        counts = Inserted(
             hits=hits,
             beyond_range=len(ends.seen) - hits,
             not_finite=len(finite) - len(at),

@@ -63,14 +63,17 @@ class Bundle(NamedTuple):
     """Whether voxels that no scan touched stop a ray too."""
 
 
-class Counts(NamedTuple):
-    """What became of a scan's points."""
+class Inserted(NamedTuple):
+    """What became of a scan's points, and of the map."""
 
     hits: int
-    """Points whose voxel counts as hit."""
+    """Points within range: their voxels count as hit. With a ray per end voxel, all points on the
+    grid, since it is the voxel's centre that is in range or not."""
     beyond_range: int
     """Points beyond the range; their rays count up to it."""
     not_finite: int
     """Points with a NaN or an infinity, left out."""
     off_grid: int
-    """Points that no voxel code reaches, left out."""
+    """Points beyond the grid's border, left out."""
+    new_blocks: int = 0
+    evicted_blocks: int = 0

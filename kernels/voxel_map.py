@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from engram.kernels import native
-from engram.kernels.answers import FullError, Inserted, WhenFull
+from engram.kernels.answers import FullError, WhenFull
 from engram.kernels.checks import (
     Vector,
     checked_depth,
@@ -29,7 +29,7 @@ from engram.kernels.native import Native
 from engram.kernels.occupancy import Occupancy
 from engram.kernels.queries import VoxelQueries
 from engram.kernels.reference import Reference
-from engram.kernels.scan import Camera, Insert
+from engram.kernels.scan import Camera, Insert, Inserted
 from engram.kernels.storage import LEAST_CAPACITY, UNKNOWN, Storage
 
 
@@ -110,7 +110,7 @@ class VoxelMap(VoxelQueries):
             max_range=max_range,
         )
         checked_world(world)
-        counts = self.kernel.mark(scan)
+        told = self.kernel.mark(scan)
         try:
             missing = self.kernel.missing(self.storage, world)
             evicted = self._make_room(missing, scan.origin, world)
@@ -118,7 +118,7 @@ class VoxelMap(VoxelQueries):
             self.kernel.discard()
             raise
         self.kernel.apply(self.storage, world, self.evidence)
-        return Inserted(*counts, new_blocks=missing, evicted_blocks=evicted)
+        return told._replace(new_blocks=missing, evicted_blocks=evicted)
 
     def insert_depth(
         self,
@@ -242,13 +242,14 @@ class VoxelMap(VoxelQueries):
                 keep = without_farthest(storage, distance, needed - limit, world=world, needed=seen)
             if keep is None:
                 raise FullError(Storage.bytes_for(needed), self.max_bytes or 0)
-        roomy = max(needed, storage.capacity + storage.capacity // 4)
-        storage.grow(roomy if self.max_bytes is None else min(roomy, limit))
+            storage.keep(keep.nonzero()[:, 0])
+        capacity = max(needed, storage.capacity + storage.capacity // 4)
+        if self.max_bytes is not None:
+            capacity = min(capacity, limit)
+        if capacity > storage.capacity:  # a map at its cap keeps its arrays
+            storage.grow(capacity)
         self.kernel.rehash(storage)
-        if keep is None:
-            return 0
-        self._keep(keep)
-        return needed - limit
+        return max(0, needed - limit)
 
     def _keep(self, keep: Tensor) -> None:
         (slots,) = keep.nonzero(as_tuple=True)

@@ -10,8 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from engram.kernels import Insert, VoxelMap
-from engram.kernels.answers import Inserted
+from engram.kernels import Insert, Inserted, VoxelMap
 from engram.kernels.errors import EngramError
 from engram.launch.config import UsageError, unknown
 from engram.launch.files import write, write_json

@@ -10,19 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from engram.kernels import Camera
-from engram.kernels.errors import DataError, EngramError
+from engram.kernels.errors import DataError, MissingPackageError
 
 INTRINSICS = "camera-intrinsics.txt"
 MILLIMETRE = 1e-3
 INVALID = (0, 65535)
 """Depths that stand for none."""
-
-
-class MissingPackageError(EngramError):
-    """A package that reads recordings is not installed."""
-
-    def __init__(self, missing: str):
-        super().__init__(f"package {missing!r} is missing; run: pip install engram[map]")
 
 
 class Frame(NamedTuple):
@@ -124,7 +117,7 @@ def read_image(path: Path) -> np.ndarray:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise MissingPackageError("pillow") from None
+        raise MissingPackageError("pillow", "map") from None
     try:
         with Image.open(path) as image:
             array = np.asarray(image)
@@ -141,7 +134,7 @@ def read_ply(path: Path) -> np.ndarray:
     try:
         from plyfile import PlyData, PlyParseError
     except ImportError:
-        raise MissingPackageError("plyfile") from None
+        raise MissingPackageError("plyfile", "map") from None
     try:
         vertex = PlyData.read(str(path))["vertex"]
         return np.stack([np.asarray(vertex[axis], dtype=np.float32) for axis in "xyz"], axis=1)

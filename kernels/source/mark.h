@@ -12,7 +12,7 @@ constexpr int kSmallWindow = 8, kLargeWindow = 9;
 
 enum Mode { kEndpoint = 0, kRayPerVoxel = 1, kRayPerPoint = 2 };
 
-struct Counts {  // of points; the twin of native.Counts
+struct Counts {  // of points; in the order of scan.Inserted
   int64_t hits = 0, beyond_range = 0, not_finite = 0, off_grid = 0;
 };
 
@@ -149,13 +149,14 @@ class Marking {
       ++to.counts.not_finite;
       return;
     }
-    ++to.far_points;
     const bool seen = shorten(at);
     Fixed end;
     if (!fix(at, end)) {
       ++to.counts.off_grid;
       return;
     }
+    const int64_t cell[3] = {end.v[0] >> kFraction, end.v[1] >> kFraction, end.v[2] >> kFraction};
+    to.far_points += !reach_.holds(cell);
     ++(seen ? to.counts.hits : to.counts.beyond_range);
     if (mode_ == kRayPerPoint) ray(end, to);
     if (seen) to.far.push_back(code(end));
@@ -216,7 +217,6 @@ class Marking {
       if (ray.slabs) near_slab(ray, ray.slabs);
       return;
     }
-    to.far_points += ray.slabs > 2 * radius_ / 3;
     const uint64_t last = code(end);
     for (int k = inside; k <= ray.slabs; ++k) far_slab(ray, k, last, to);
   }

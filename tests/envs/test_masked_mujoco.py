@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from engram.envs import MaskedMujoco, Stream
-from engram.envs.masked_mujoco import TASKS, MissingMujocoError
-from engram.kernels.errors import InvalidValueError
+from engram.envs.masked_mujoco import TASKS
+from engram.kernels.errors import InvalidValueError, MissingPackageError
 
 needs_mujoco = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("mujoco", "imageio")),
@@ -72,7 +72,7 @@ def test_the_registered_id_makes_it():
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
-    with pytest.raises(MissingMujocoError, match=r"'mujoco' is missing.*engram\[mujoco\]"):
+    with pytest.raises(MissingPackageError, match=r"'mujoco' is missing.*engram\[mujoco\]"):
         MaskedMujoco(1)
 
 

@@ -16,12 +16,11 @@ from engram.kernels.errors import DataError, InvalidValueError
 from engram.kernels.native import Native
 from engram.kernels.reference import Reference
 from engram.kernels.storage import LEAST_CAPACITY, Storage
+from engram.launch.recordings import read_ply
 
-COMPILED = pytest.param(
-    Native, marks=pytest.mark.skipif(not native.libraries(), reason="no compiled kernels")
-)
+COMPILED_ONLY = pytest.mark.skipif(not native.libraries(), reason="no compiled kernels")
+COMPILED = pytest.param(Native, marks=COMPILED_ONLY)
 everywhere = pytest.mark.parametrize("kernel", [COMPILED, Reference])
-GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 
 HERE = (0.0, 0.0, 0.0)
@@ -99,6 +98,8 @@ def test_worlds_are_apart(kernel: Any) -> None:
     asked = (here + 1).expand(3, 3)
     worlds = torch.tensor([0, 7, 32_767])
     assert held.occupancy(asked, world=worlds).tolist() == [-1, 1, 1]
+    spread = worlds.repeat_interleave(2)[::2]  # not contiguous
+    assert held.occupancy(asked, world=spread).tolist() == [-1, 1, 1]
     held.clear([7])
     assert held.occupancy(asked, world=worlds).tolist() == [-1, -1, 1]
     held.insert_points(here + 1, (0.5, 0.5, 0.5), world=7)
@@ -170,6 +171,31 @@ def test_a_full_map_may_drop_what_is_far_instead(kernel: Any) -> None:
     assert held.occupancy(cloud((500, 0, 0)), world=1).item() == 1
     with pytest.raises(FullError):
         held.insert_points(torch.cat([line, line + 8000]), HERE, mode=Insert.ENDPOINT)
+
+
+@COMPILED_ONLY
+def test_only_points_far_away_take_the_large_window() -> None:
+    kernel = Native(threads=1)
+    held = VoxelMap(0.1, kernel=kernel)
+    held.insert_points(torch.rand(5, 3), HERE)
+    holes = torch.full((100, 3), math.nan)
+    held.insert_points(torch.cat([holes, torch.rand(20, 3)]), HERE)
+    small = kernel.nbytes
+    held.insert_points(torch.rand(20, 3) + 15.0, HERE)
+    held.insert_points(torch.rand(5, 3), HERE)
+    assert small < 2**25 < kernel.nbytes
+
+
+@everywhere
+def test_a_map_at_its_cap_keeps_its_arrays(kernel: Any) -> None:
+    cap = Storage.bytes_for(LEAST_CAPACITY)
+    held = VoxelMap(1.0, max_bytes=cap, when_full=WhenFull.EVICT, kernel=kernel())
+    line = torch.arange(LEAST_CAPACITY)[:, None] * torch.tensor([8.0, 0, 0]) + 0.5
+    held.insert_points(line, HERE, mode=Insert.ENDPOINT)
+    arrays = held.storage.log_odds.data_ptr()
+    told = held.insert_points(line[:2] - 16, HERE, mode=Insert.ENDPOINT)
+    assert told.evicted_blocks == 2 and held.storage.log_odds.data_ptr() == arrays
+    assert held.occupancy(torch.cat([line[:-2], line[:2] - 16])).eq(1).all()
 
 
 @everywhere
@@ -302,12 +328,9 @@ def test_octomaps_numbers_keep_their_ratio_in_steps() -> None:
     assert steps.hit / steps.miss == pytest.approx(hit / miss, rel=1e-3)
 
 
-@pytest.mark.skipif(not (GOLDEN / "golden").exists(), reason="the recordings are elsewhere")
-def test_a_real_scan_gives_every_voxel_that_octomap_gives() -> None:
-    raw = (GOLDEN / "lidar" / "source.ply").read_bytes()
-    body = raw.index(b"end_header\n") + len(b"end_header\n")
-    points = torch.from_numpy(np.frombuffer(raw[body:], np.float32).reshape(-1, 4)[:, :3].copy())
-    recorded = np.load(GOLDEN / "golden" / "octomap_lidar_source_020.npz")
+def test_a_real_scan_gives_every_voxel_that_octomap_gives(shared_data: Path, golden: Path) -> None:
+    recorded = np.load(golden / "octomap_lidar_source_020.npz")
+    points = torch.from_numpy(read_ply(shared_data / "lidar" / "source.ply"))
     points = points[points.norm(dim=1) < float(recorded["max_point_norm"])]
     held = VoxelMap(float(recorded["resolution"]))
     held.insert_points(points, recorded["origin"].tolist())
