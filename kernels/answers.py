@@ -34,7 +34,7 @@ class Casts(NamedTuple):
     distance: Float[Tensor, " n"]
     """From the origin to the border of the voxel [m], float64; infinite where nothing stops it."""
     voxel: Int[Tensor, "n 3"]
-    """Integer coordinates, floor(p / voxel_size); the grid's least where nothing stops it."""
+    """Coordinates floor(p / voxel_size), int32; the grid's least where nothing stops it."""
 
     @property
     def stopped(self) -> Bool[Tensor, " n"]:
@@ -48,6 +48,6 @@ class Neighbours(NamedTuple):
     offset: Int[Tensor, " n_plus_1"]
     """The list of point i is offset[i] … offset[i+1] − 1."""
     distance: Float[Tensor, " m"]
-    """[m], float64."""
+    """[m]"""
     voxel: Int[Tensor, "m 3"]
-    """Integer coordinates."""
+    """Coordinates floor(p / voxel_size), int32."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engram.kernels.errors import InvalidValueError
 from engram.kernels.grid import BIAS, WORLDS
-from engram.kernels.scan import Camera, Insert, Scan, Worlds
+from engram.kernels.scan import FARTHEST_PROJECTIVE, Camera, Images, Insert, Scan, Worlds
 
 Vector = Sequence[float] | Float[Tensor, " 3"]
 """Three numbers."""
@@ -18,23 +18,54 @@ RIGID = 1e-3
 
 
 def checked_scan(
-    points: Float[Tensor, "n 3"],
-    origin: Vector,
+    points: Float[Tensor, "*B n 3"],
+    origin: Vector | Float[Tensor, "B 3"],
+    world: int | Sequence[int] | Int[Tensor, " B"] | None,
     *,
     voxel_size: float,
     mode: Insert,
     max_range: float,
+    images: Images | None = None,
 ) -> Scan:
-    """Return a scan whose origin lies on the grid."""
+    """Return scans whose origins lie on the grid, one for each of several worlds."""
     if not isinstance(mode, Insert):
         raise InvalidValueError("mode", mode, [str(each) for each in Insert])
     if not max_range > 0:
         raise InvalidValueError("max_range", max_range, "above 0 [m]")
-    at = checked_vector("origin", origin)
+    if mode is Insert.PROJECTIVE:
+        farthest = FARTHEST_PROJECTIVE * voxel_size
+        if images is None:
+            raise InvalidValueError("mode", mode, "others: only depth images can be projected")
+        if max_range > farthest:
+            raise InvalidValueError("max_range", max_range, f"up to {farthest} m in {mode}")
+    if points.ndim not in (2, 3) or points.shape[-1] != 3:
+        raise InvalidValueError("points", tuple(points.shape), "shape [n, 3] or [B, n, 3]")
+    batched = points.ndim == 3
+    count = len(points) if batched else 1
+    at = torch.as_tensor(origin, dtype=torch.float64).cpu()
+    if at.shape != ((count, 3) if batched else (3,)):
+        allowed = f"shape {[count, 3] if batched else [3]}, as points are {list(points.shape)}"
+        raise InvalidValueError("origin", list(at.shape), allowed)
     border = BIAS * voxel_size
-    if not all(-border <= x < border for x in at):
-        raise InvalidValueError("origin", at, f"within {border} m of the grid's centre")
-    return Scan(points, at, voxel_size, float(max_range), mode)
+    if not bool(((at >= -border) & (at < border)).all()):
+        raise InvalidValueError("origin", at.tolist(), f"within {border} m of the grid's centre")
+    if world is None:
+        world = range(count) if batched else 0
+    worlds = torch.as_tensor(world, dtype=torch.int64).cpu().reshape(-1)
+    if len(worlds) != count or len(worlds.unique()) != count:
+        allowed = f"{count}, each once, as points are {list(points.shape)}"
+        raise InvalidValueError("world", worlds.tolist(), allowed)
+    for each in (int(worlds.min()), int(worlds.max())) if count else ():
+        checked_world(each)
+    return Scan(
+        points if batched else points[None],
+        at.view(count, 3),
+        worlds,
+        voxel_size,
+        float(max_range),
+        mode,
+        images if mode is Insert.PROJECTIVE else None,
+    )
 
 
 def checked_points(points: Float[Tensor, "n 3"], device: torch.device) -> Float[Tensor, "n 3"]:
@@ -44,15 +75,30 @@ def checked_points(points: Float[Tensor, "n 3"], device: torch.device) -> Float[
     return points.to(device, torch.float32)
 
 
-def checked_depth(depth: Float[Tensor, "H W"], camera: Camera) -> Float[Tensor, "H W"]:
-    """Return a depth image in float32 that is as large as the camera's."""
+def checked_images(
+    depth: Float[Tensor, "*B H W"],
+    camera: Camera,
+    pose_camera_to_world: Float[Tensor, "*B 4 4"],
+    device: torch.device,
+) -> Images:
+    """Return depth images as large as the camera's, and a rigid pose for each."""
     size = (camera.height, camera.width)
-    if depth.shape != size or not depth.is_floating_point():
+    if depth.ndim not in (2, 3) or depth.shape[-2:] != size or not depth.is_floating_point():
         seen = f"{depth.dtype}{list(depth.shape)}"
-        raise InvalidValueError("depth", seen, f"floats {list(size)} in metres")
+        allowed = f"floats {list(size)} in metres, or several of them"
+        raise InvalidValueError("depth", seen, allowed)
     if not (math.isfinite(camera.fx) and math.isfinite(camera.fy) and camera.fx * camera.fy):
         raise InvalidValueError("camera", camera, "finite focal lengths, not 0")
-    return depth.float()
+    if not (math.isfinite(camera.cx) and math.isfinite(camera.cy)):
+        raise InvalidValueError("camera", camera, "a finite centre")
+    poses = torch.as_tensor(pose_camera_to_world, dtype=torch.float64)
+    wanted = depth.shape[:-2]
+    if poses.shape != (*wanted, 4, 4):
+        allowed = f"shape {[*wanted, 4, 4]}, as depth is {list(depth.shape)}"
+        raise InvalidValueError("pose_camera_to_world", list(poses.shape), allowed)
+    poses = checked_poses("pose_camera_to_world", poses.reshape(-1, 4, 4))
+    images = depth.reshape(-1, *size).to(device, torch.float32)
+    return Images(images, camera, poses.to(device))
 
 
 def checked_world(world: int) -> int:
@@ -100,12 +146,26 @@ def checked_corner(name: str, given: Vector, voxel_size: float) -> Int[Tensor, "
 def checked_pose(name: str, given: Float[Tensor, "4 4"]) -> Float[Tensor, "4 4"]:
     """Return a rigid transform in float64."""
     pose = torch.as_tensor(given, dtype=torch.float64)
-    if pose.shape != (4, 4) or not bool(pose.isfinite().all()):
-        raise InvalidValueError(name, pose.tolist(), "4 × 4 finite numbers")
-    rotation = pose[:3, :3]
-    error = float((rotation @ rotation.t() - torch.eye(3, dtype=torch.float64)).abs().max())
-    last = pose[3].tolist() == [0.0, 0.0, 0.0, 1.0]
-    if error > RIGID or float(torch.linalg.det(rotation)) < 0 or not last:
-        seen = f"a matrix whose rotation is off by {error:.3g}" if last else f"ending in {pose[3]}"
+    if pose.shape != (4, 4):
+        raise InvalidValueError(name, list(pose.shape), "shape [4, 4]")
+    return checked_poses(name, pose[None])[0]
+
+
+def checked_poses(name: str, poses: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 4 4"]:
+    """Return rigid transforms, float64."""
+    here = poses.cpu()  # a few numbers
+    if not bool(here.isfinite().all()):
+        raise InvalidValueError(name, here.tolist(), "finite numbers")
+    rotation = here[:, :3, :3]
+    unit = torch.eye(3, dtype=torch.float64)
+    error = (rotation @ rotation.mT - unit).abs().amax((1, 2))
+    mirrored = torch.linalg.det(rotation) < 0
+    last = (here[:, 3] != torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)).any(1)
+    for i in ((error > RIGID) | mirrored | last).nonzero()[:1, 0].tolist():
+        seen = f"a matrix whose rotation is off by {float(error[i]):.3g}"
+        if mirrored[i]:
+            seen = "a matrix that mirrors"
+        if last[i]:
+            seen = f"a matrix ending in {here[i, 3].tolist()}"
         raise InvalidValueError(name, seen, f"rotation and translation, to {RIGID}")
-    return pose
+    return poses

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from engram.kernels.grid import Evidence
-from engram.kernels.scan import Bundle, Camera, Inserted, Scan, Worlds
+from engram.kernels.kernel import Kernel, each_world
+from engram.kernels.scan import Bundle, Images, Inserted, Scan, Worlds
 from engram.kernels.storage import Storage
 
 FOLDER = Path(__file__).parent
@@ -21,13 +23,14 @@ SIGNATURES = {
     "vox_scratch": ("p", "n"),
     "vox_scratch_delete": ("", "p"),
     "vox_scratch_bytes": ("n", "p"),
-    "vox_mark": ("n", "ppnpddnp"),
+    "vox_mark": ("n", "ppnpddnpp"),
     "vox_touched": ("n", "pp"),
     "vox_missing": ("n", "ppn"),
     "vox_apply": ("", "ppnp"),
     "vox_discard": ("", "p"),
     "vox_rehash": ("", "p"),
-    "vox_unproject": ("", "pnnppnp"),
+    "vox_unproject": ("", "pnp"),
+    "vox_locate": ("", "pppnnnp"),
     "vox_log_odds": ("", "pppnndnp"),
     "vox_nearest": ("", "pppnndndnpp"),
     "vox_count_within": ("", "pppnnddnp"),
@@ -47,7 +50,7 @@ class View(ctypes.Structure):
         ("log_odds", ctypes.c_void_p),
         ("known", ctypes.c_void_p),
         ("occupied", ctypes.c_void_p),
-        ("count", ctypes.c_int64),
+        ("count", ctypes.c_void_p),
         ("capacity", ctypes.c_int64),
     )
 
@@ -56,6 +59,18 @@ class EvidenceView(ctypes.Structure):
     """Twin of `Evidence` in source/map.h."""
 
     _fields_ = tuple((name, ctypes.c_int32) for name in Evidence._fields)
+
+
+class Sight(ctypes.Structure):
+    """A depth image as the library sees it. Twin of `Sight` in source/sight.h."""
+
+    _fields_ = (
+        ("depth", ctypes.c_void_p),
+        ("pose", ctypes.c_void_p),
+        ("width", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("fx", "fy", "cx", "cy")),
+    )
 
 
 @functools.cache
@@ -81,8 +96,8 @@ def _load(path: Path) -> ctypes.CDLL:
     return found
 
 
-class Native:
-    """Operations on a `Storage` in host memory, by the compiled kernels.
+class Native(Kernel):
+    """The compiled kernels, on arrays in host memory.
 
     Marks lie in a scratch buffer of this object: one scan at a time, and no two threads at once.
 
@@ -95,6 +110,7 @@ class Native:
         self.lib = library or libraries()[-1]
         self.threads = threads or len(os.sched_getaffinity(0))
         self.scratch = self.lib.vox_scratch(self.threads)
+        self.world = 0  # of what is marked
 
     def __del__(self) -> None:
         if getattr(self, "scratch", None):
@@ -102,71 +118,76 @@ class Native:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the scratch buffer, most of which the system never has to provide."""
         return self.lib.vox_scratch_bytes(self.scratch)
 
+    def parts(self, scan: Scan) -> Iterable[Scan]:
+        return each_world(scan)
+
     def mark(self, scan: Scan) -> Inserted:
-        """Find the voxels that a scan hits and passes through."""
-        points = scan.points.contiguous()
-        origin = (ctypes.c_double * 3)(*scan.origin)
+        points, origin = scan.points[0].contiguous(), scan.origins.contiguous()
         counts = (ctypes.c_int64 * 4)()
+        sight = None if scan.images is None else _sight(scan.images)
+        self.world = int(scan.worlds)
         touched = self.lib.vox_mark(
             self.scratch,
             points.data_ptr(),
             len(points),
-            origin,
+            origin.data_ptr(),
             scan.voxel_size,
             scan.max_range,
             scan.mode.value,
+            None if sight is None else ctypes.byref(sight),
             counts,
         )
         if touched < 0:
             raise MemoryError(f"marking a scan of {len(points)} points")
         return Inserted(*counts)
 
-    def missing(self, storage: Storage, world: int) -> int:
-        """How many of the blocks that the scan touched the map lacks."""
-        return self.lib.vox_missing(self.scratch, ctypes.byref(_view(storage)), world)
+    def missing(self, storage: Storage) -> int:
+        return self.lib.vox_missing(self.scratch, ctypes.byref(view_of(storage)), self.world)
 
-    def apply(self, storage: Storage, world: int, by: Evidence) -> None:
-        """Update the map, which has room for every block."""
-        view = _view(storage)
-        evidence = EvidenceView(*by)
-        self.lib.vox_apply(self.scratch, ctypes.byref(view), world, ctypes.byref(evidence))
-        storage.count = view.count
+    def apply(self, storage: Storage, by: Evidence) -> None:
+        view, evidence = view_of(storage), EvidenceView(*by)
+        self.lib.vox_apply(self.scratch, ctypes.byref(view), self.world, ctypes.byref(evidence))
 
     def touched(self) -> Int[Tensor, " k"]:
-        """Morton codes of the blocks that the scan touched."""
         codes = torch.empty(self.lib.vox_touched(self.scratch, None), dtype=torch.int64)
         self.lib.vox_touched(self.scratch, codes.data_ptr())
-        return codes
+        return Storage.key(self.world, codes)
 
     def discard(self) -> None:
-        """Forget the scan."""
         self.lib.vox_discard(self.scratch)
 
     def rehash(self, storage: Storage) -> None:
-        """Fill the table anew; it is empty."""
-        self.lib.vox_rehash(ctypes.byref(_view(storage)))
+        self.lib.vox_rehash(ctypes.byref(view_of(storage)))
 
-    def unproject(
-        self, depth: Float[Tensor, "H W"], camera: Camera, pose: Float[Tensor, "4 4"]
-    ) -> Float[Tensor, "n 3"]:
-        """Points of a depth image [m], NaN where the depth is no number above 0."""
-        depth, pose = depth.contiguous(), pose.contiguous()
-        height, width = depth.shape
-        points = torch.empty(height * width, 3)
-        numbers = (ctypes.c_double * 4)(camera.fx, camera.fy, camera.cx, camera.cy)
-        out = points.data_ptr()
-        self.lib.vox_unproject(
-            depth.data_ptr(), width, height, numbers, pose.data_ptr(), self.threads, out
-        )
+    def unproject(self, images: Images) -> Float[Tensor, "B n 3"]:
+        count, height, width = images.depth.shape
+        points = torch.empty(count, height * width, 3)
+        for b, one in enumerate(images.depth):
+            sight = _sight(
+                Images(one[None], images.camera, images.poses_camera_to_world[b : b + 1])
+            )
+            self.lib.vox_unproject(ctypes.byref(sight), self.threads, points[b].data_ptr())
         return points
+
+    def locate(
+        self, storage: Storage, codes: Int[Tensor, " n"], worlds: Worlds
+    ) -> Int[Tensor, " n"]:
+        codes, out = codes.contiguous(), torch.empty(len(codes), dtype=torch.int64)
+        self.lib.vox_locate(
+            ctypes.byref(view_of(storage)),
+            codes.data_ptr(),
+            *worlds_of(worlds),
+            len(codes),
+            self.threads,
+            out.data_ptr(),
+        )
+        return out
 
     def log_odds(
         self, storage: Storage, points: Float[Tensor, "n 3"], worlds: Worlds, voxel_size: float
     ) -> Int[Tensor, " n"]:
-        """Read the voxels that hold points [m]; `UNKNOWN` off the grid."""
         out = torch.empty(len(points), dtype=torch.int8)
         self._each(
             "vox_log_odds", storage, points, worlds, voxel_size, self.threads, out.data_ptr()
@@ -180,20 +201,14 @@ class Native:
         worlds: Worlds,
         voxel_size: float,
     ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-        """Find the first voxel that stops each ray.
-
-        Returns:
-            The distance [m] at which it is entered, infinite where there is none; and its code,
-            −1 where there is none and −2 where the ray is none.
-        """
         begin, along = bundle.origins.contiguous(), bundle.directions.contiguous()
         distance = torch.empty(len(begin), dtype=torch.float64)
         code = torch.empty(len(begin), dtype=torch.int64)
         self.lib.vox_cast(
-            ctypes.byref(_view(storage)),
+            ctypes.byref(view_of(storage)),
             begin.data_ptr(),
             along.data_ptr(),
-            *_worlds(worlds),
+            *worlds_of(worlds),
             len(begin),
             voxel_size,
             bundle.max_range,
@@ -213,13 +228,8 @@ class Native:
         k: int,
         limit: float,
     ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k 3"]]:
-        """Find the k nearest occupied voxels within `limit` voxels, nearest first, ties by code.
-
-        Returns:
-            Distances [m], infinite, and coordinates, the grid's least, where there are fewer.
-        """
-        distance = torch.empty(len(points), k, dtype=torch.float64)
-        voxel = torch.empty(len(points), k, 3, dtype=torch.int64)
+        distance = torch.empty(len(points), k)
+        voxel = torch.empty(len(points), k, 3, dtype=torch.int32)
         self._each(
             "vox_nearest", storage, points, worlds, voxel_size, k, limit, self.threads,
             distance.data_ptr(), voxel.data_ptr(),
@@ -234,7 +244,6 @@ class Native:
         voxel_size: float,
         radius: float,
     ) -> Int[Tensor, " n"]:
-        """Count the occupied voxels within `radius` voxels."""
         out = torch.empty(len(points), dtype=torch.int64)
         self._each(
             "vox_count_within", storage, points, worlds, voxel_size, radius, self.threads,
@@ -250,16 +259,10 @@ class Native:
         voxel_size: float,
         radius: float,
     ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, "m 3"]]:
-        """List the occupied voxels within `radius` voxels, in Morton order.
-
-        Returns:
-            Where the list of each point begins, and the last one ends; distances [m];
-            coordinates.
-        """
         count = self.count_within(storage, points, worlds, voxel_size, radius)
         offset = torch.cat([count.new_zeros(1), count.cumsum(0)])
-        distance = torch.empty(int(offset[-1]), dtype=torch.float64)
-        voxel = torch.empty(len(distance), 3, dtype=torch.int64)
+        distance = torch.empty(int(offset[-1]))
+        voxel = torch.empty(len(distance), 3, dtype=torch.int32)
         self._each(
             "vox_list_within", storage, points, worlds, voxel_size, radius, self.threads,
             offset.data_ptr(), distance.data_ptr(), voxel.data_ptr(),
@@ -276,13 +279,29 @@ class Native:
         *rest: float | int,
     ) -> None:
         points = points.contiguous()
-        view = ctypes.byref(_view(storage))
+        view = ctypes.byref(view_of(storage))
         getattr(self.lib, name)(
-            view, points.data_ptr(), *_worlds(worlds), len(points), voxel_size, *rest
+            view, points.data_ptr(), *worlds_of(worlds), len(points), voxel_size, *rest
         )
 
 
-def _worlds(worlds: Worlds) -> tuple[int | None, int]:
+def _sight(images: Images) -> Sight:
+    """One depth image; its tensors must outlive the call, as those of `checked_images` do."""
+    assert images.depth.is_contiguous() and images.poses_camera_to_world.is_contiguous()
+    camera = images.camera
+    return Sight(
+        images.depth.data_ptr(),
+        images.poses_camera_to_world.data_ptr(),
+        camera.width,
+        camera.height,
+        camera.fx,
+        camera.fy,
+        camera.cx,
+        camera.cy,
+    )
+
+
+def worlds_of(worlds: Worlds) -> tuple[int | None, int]:
     """A pointer to one world per item, or none and one for all.
 
     The tensor must outlive the call: a contiguous copy made here would not.
@@ -291,7 +310,8 @@ def _worlds(worlds: Worlds) -> tuple[int | None, int]:
     return (None, worlds) if isinstance(worlds, int) else (worlds.data_ptr(), 0)
 
 
-def _view(storage: Storage) -> View:
+def view_of(storage: Storage) -> View:
+    """A storage as the library sees it."""
     return View(
         storage.table.data_ptr(),
         len(storage.table),
@@ -299,6 +319,6 @@ def _view(storage: Storage) -> View:
         storage.log_odds.data_ptr(),
         storage.known.data_ptr(),
         storage.occupied.data_ptr(),
-        storage.count,
+        storage.counter.data_ptr(),
         storage.capacity,
     )

@@ -19,8 +19,7 @@ from engram.kernels.checks import (
 )
 from engram.kernels.errors import InvalidValueError
 from engram.kernels.grid import BIAS, Evidence, unmorton
-from engram.kernels.native import Native
-from engram.kernels.reference import Reference
+from engram.kernels.kernel import Kernel
 from engram.kernels.regions import KnownVoxels, Nodes
 from engram.kernels.scan import Bundle, Camera, Worlds
 from engram.kernels.storage import UNKNOWN, Storage
@@ -30,7 +29,7 @@ class VoxelQueries:
     """Queries, batched over points or rays; the map's own class inherits them."""
 
     storage: Storage
-    kernel: Native | Reference
+    kernel: Kernel
     voxel_size: float
     """Edge of a voxel [m]."""
     evidence: Evidence
@@ -85,7 +84,7 @@ class VoxelQueries:
             seen = f"{origins[at].tolist()} along {directions[at].tolist()}"
             allowed = "origins on the grid, finite directions of some length"
             raise InvalidValueError(f"ray {at}", seen, allowed)
-        return Casts(distance, unmorton(code.clamp(min=0)) - BIAS)
+        return Casts(distance, (unmorton(code.clamp(min=0)) - BIAS).int())
 
     def nearest(
         self,
@@ -104,8 +103,8 @@ class VoxelQueries:
             world: Which of the map's worlds, for all points or for each.
 
         Returns:
-            Distances [m], float64, infinite where there are fewer; and integer coordinates,
-            the grid's least there. Of equally near voxels, that with the least Morton code first.
+            Distances [m], infinite where there are fewer; and integer coordinates, int32, the
+            grid's least there. Of equally near voxels, that with the least Morton code first.
         """
         if k < 1:
             raise InvalidValueError("k", k, "1 or more")

@@ -1,5 +1,6 @@
 """The voxel map in torch alone: the oracle of the compiled kernels, and what runs without them."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -18,23 +19,22 @@ from engram.kernels.grid import (
     to_fixed,
     unmorton,
 )
+from engram.kernels.kernel import Kernel, each_world
 from engram.kernels.reference_nearest import Voxels
+from engram.kernels.reference_projection import seen_through
 from engram.kernels.reference_rays import entered, make_rays, visits
-from engram.kernels.scan import Bundle, Camera, Insert, Inserted, Scan, Worlds
+from engram.kernels.scan import Bundle, Images, Insert, Inserted, Scan, Worlds
 from engram.kernels.storage import UNKNOWN, Storage
 
 
 class Marks(NamedTuple):
-    """What a scan touched."""
+    """What a scan of one world touched."""
 
+    world: int
     hit: Int[Tensor, " h"]
     """Codes of voxels, each once, sorted."""
     free: Int[Tensor, " f"]
     """Likewise, none of them hit."""
-
-    def blocks(self) -> Int[Tensor, " k"]:
-        """Codes of the blocks that hold them, each once, sorted."""
-        return torch.cat([self.hit, self.free]).div(CELLS, rounding_mode="floor").unique()
 
 
 class _Ends(NamedTuple):
@@ -44,19 +44,20 @@ class _Ends(NamedTuple):
     seen: Tensor  # [m], whether within range
 
 
-class Reference:
-    """Operations on a `Storage` by sorting and searching: no hash table, no device of its own."""
+class Reference(Kernel):
+    """Operations by sorting and searching: no hash table, and any device that torch has."""
 
     def __init__(self) -> None:
         self.marks: Marks | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the scratch buffer: none is kept."""
         return 0
 
+    def parts(self, scan: Scan) -> Iterable[Scan]:
+        return each_world(scan)
+
     def mark(self, scan: Scan) -> Inserted:
-        """Find the voxels that a scan hits and passes through."""
         if scan.mode is Insert.RAY_PER_VOXEL:
             ends, counts = self._ends(scan._replace(max_range=float("inf")))
             codes = morton(ends.fixed >> FRACTION).unique()
@@ -65,25 +66,27 @@ class Reference:
             ends, counts = self._ends(scan)
         hit = morton(ends.fixed[ends.seen] >> FRACTION).unique()
         free = hit[:0]
-        if scan.mode is not Insert.ENDPOINT:
+        if scan.images is not None:
+            free = seen_through(scan.images, scan.voxel_size, scan.max_range)
+        elif scan.mode is not Insert.ENDPOINT:
             free = self._carve(ends.fixed, scan)
-            free = free[~torch.isin(free, hit)]
-        self.marks = Marks(hit, free)
+        self.marks = Marks(int(scan.worlds), hit, free[~torch.isin(free, hit)])
         return counts
 
-    def missing(self, storage: Storage, world: int) -> int:
-        """How many of the blocks that the scan touched the map lacks."""
-        assert self.marks is not None
-        return int((storage.find(storage.key(world, self.marks.blocks())) < 0).sum())
+    def missing(self, storage: Storage) -> int:
+        return int((storage.find(self.touched()) < 0).sum())
 
-    def apply(self, storage: Storage, world: int, by: Evidence) -> None:
-        """Update the map, which has room for every block."""
+    def touched(self) -> Int[Tensor, " k"]:
         assert self.marks is not None
-        keys = storage.key(world, self.marks.blocks())
+        blocks = torch.cat([self.marks.hit, self.marks.free]) >> 9
+        return Storage.key(self.marks.world, blocks.unique())
+
+    def apply(self, storage: Storage, by: Evidence) -> None:
+        assert self.marks is not None
+        keys = self.touched()
         storage.append(keys[storage.find(keys) < 0])
         for codes, change in ((self.marks.hit, by.hit), (self.marks.free, by.miss)):
-            slot = storage.find(storage.key(world, codes >> 9))
-            at = slot * CELLS + (codes & (CELLS - 1))
+            at = self.locate(storage, codes, self.marks.world)
             flat = storage.log_odds.view(-1)
             old = flat[at].to(torch.int64)
             new = torch.where(old == UNKNOWN, 0, old) + change
@@ -91,40 +94,37 @@ class Reference:
         storage.summarise(storage.find(keys), by.threshold)
         self.marks = None
 
-    def touched(self) -> Int[Tensor, " k"]:
-        """Morton codes of the blocks that the scan touched."""
-        assert self.marks is not None
-        return self.marks.blocks()
-
     def discard(self) -> None:
-        """Forget the scan."""
         self.marks = None
 
     def rehash(self, storage: Storage) -> None:
-        """Do nothing: no table is used."""
+        pass  # no table is used
 
-    def unproject(
-        self, depth: Float[Tensor, "H W"], camera: Camera, pose: Float[Tensor, "4 4"]
-    ) -> Float[Tensor, "n 3"]:
-        """Points of a depth image [m], NaN where the depth is no number above 0."""
-        z = depth.double()
-        v, u = (torch.arange(n, dtype=torch.float64, device=z.device) for n in z.shape)
+    def unproject(self, images: Images) -> Float[Tensor, "B n 3"]:
+        z, camera = images.depth.double(), images.camera
+        v, u = (torch.arange(n, dtype=torch.float64, device=z.device) for n in z.shape[1:])
         # Not tensor / number, which torch may compute as a product with the reciprocal.
         x = (u - camera.cx) / torch.full_like(u, camera.fx) * z
         y = ((v - camera.cy) / torch.full_like(v, camera.fy))[:, None] * z
-        rows = [row[0] * x + row[1] * y + row[2] * z + row[3] for row in pose]
-        points = torch.stack(rows[:3], dim=-1).float()
-        return torch.where((z > 0)[..., None], points, float("nan")).flatten(0, 1)
+        rows = images.poses_camera_to_world[:, :3, :, None, None].unbind(1)
+        sums = [row[:, 0] * x + row[:, 1] * y + row[:, 2] * z + row[:, 3] for row in rows]
+        points = torch.stack(sums, dim=-1).float()
+        return torch.where((z > 0)[..., None], points, float("nan")).flatten(1, 2)
+
+    def locate(
+        self, storage: Storage, codes: Int[Tensor, " n"], worlds: Worlds
+    ) -> Int[Tensor, " n"]:
+        slot = storage.find(storage.key(worlds, codes >> 9))
+        return torch.where(slot < 0, -1, slot * CELLS + (codes & (CELLS - 1)))
 
     def log_odds(
         self, storage: Storage, points: Float[Tensor, "n 3"], worlds: Worlds, voxel_size: float
     ) -> Int[Tensor, " n"]:
-        """Read the voxels that hold points [m]; `UNKNOWN` off the grid."""
         voxels = points.double() * (1 / voxel_size)
         inside = on_grid(voxels)
         cell = torch.where(inside[:, None], voxels, 0.0).floor().to(torch.int64) + BIAS
-        value = self._value(storage, morton(cell), worlds)
-        return torch.where(inside, value, UNKNOWN).to(torch.int8)
+        at = torch.where(inside, self.locate(storage, morton(cell), worlds), -1)
+        return torch.where(at < 0, UNKNOWN, storage.log_odds.view(-1)[at]).to(torch.int8)
 
     def cast(
         self,
@@ -133,12 +133,6 @@ class Reference:
         worlds: Worlds,
         voxel_size: float,
     ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-        """Find the first voxel that stops each ray.
-
-        Returns:
-            The distance [m] at which it is entered, infinite where there is none; and its code,
-            −1 where there is none and −2 where the ray is none.
-        """
         good, end, reach = _reach(bundle, voxel_size)
         begin = torch.where(good[:, None], bundle.origins, 0.0)
         rays = make_rays(*(to_fixed(part * (1 / voxel_size)) for part in (begin, end)))
@@ -146,11 +140,10 @@ class Reference:
         code = torch.where(good, -1, -2)
         for seen in visits(rays):
             world = worlds if isinstance(worlds, int) else worlds[seen.ray].repeat_interleave(3)
-            slot, bit = self._place(storage, seen.code.flatten(), world)
-            stop = (storage.occupied.view(-1)[bit >> 6] >> (bit & 63) & 1).bool() & (slot >= 0)
+            at = self.locate(storage, seen.code.flatten(), world)
+            stop = (at >= 0) & (storage.occupied.view(-1)[at >> 6] >> (at & 63) & 1).bool()
             if bundle.stop_at_unknown:
-                known = (storage.known.view(-1)[bit >> 6] >> (bit & 63) & 1).bool() & (slot >= 0)
-                stop = stop | ~known
+                stop |= (at < 0) | ~(storage.known.view(-1)[at >> 6] >> (at & 63) & 1).bool()
             (at,) = stop.nonzero(as_tuple=True)
             # Rays and slabs are in order: the first stop of each ray is the one to keep.
             ray, place = seen.ray[at // 3].unique(return_inverse=True)
@@ -170,13 +163,9 @@ class Reference:
         k: int,
         limit: float,
     ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k 3"]]:
-        """Find the k nearest occupied voxels within `limit` voxels, nearest first, ties by code.
-
-        Returns:
-            Distances [m], infinite, and coordinates, the grid's least, where there are fewer.
-        """
         square, code = Voxels(storage, voxel_size).nearest(points, worlds, k, limit)
-        return square_root(square) * voxel_size, unmorton(code.clamp(min=0)) - BIAS
+        distance = (square_root(square) * voxel_size).float()
+        return distance, (unmorton(code.clamp(min=0)) - BIAS).int()
 
     def count_within(
         self,
@@ -186,7 +175,6 @@ class Reference:
         voxel_size: float,
         radius: float,
     ) -> Int[Tensor, " n"]:
-        """Count the occupied voxels within `radius` voxels."""
         return Voxels(storage, voxel_size).within(points, worlds, radius)[0]
 
     def list_within(
@@ -197,34 +185,16 @@ class Reference:
         voxel_size: float,
         radius: float,
     ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, "m 3"]]:
-        """List the occupied voxels within `radius` voxels, in Morton order.
-
-        Returns:
-            Where the list of each point begins, and the last one ends; distances [m];
-            coordinates.
-        """
         count, square, code = Voxels(storage, voxel_size).within(points, worlds, radius)
         offset = torch.cat([count.new_zeros(1), count.cumsum(0)])
-        return offset, square_root(square) * voxel_size, unmorton(code) - BIAS
-
-    def _place(
-        self, storage: Storage, codes: Int[Tensor, " n"], worlds: Worlds
-    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-        """Slots of voxels, and their bits in the masks of all slots, some bit where no slot."""
-        slot = storage.find(storage.key(worlds, codes >> 9))
-        return slot, slot.clamp(min=0) * CELLS + (codes & (CELLS - 1))
-
-    def _value(
-        self, storage: Storage, codes: Int[Tensor, " n"], worlds: Worlds
-    ) -> Int[Tensor, " n"]:
-        slot, at = self._place(storage, codes, worlds)
-        return torch.where(slot < 0, UNKNOWN, storage.log_odds.view(-1)[at])
+        distance = (square_root(square) * voxel_size).float()
+        return offset, distance, (unmorton(code) - BIAS).int()
 
     def _ends(self, scan: Scan) -> tuple[_Ends, Inserted]:
-        at = scan.points.double()
+        at = scan.points[0].double()
         finite = at.isfinite().all(1)
         at = at[finite]
-        origin = torch.tensor(scan.origin, dtype=torch.float64, device=at.device)
+        origin = scan.origins[0].to(at.device)
         seen, at = _shorten(at, origin, scan.max_range)
         voxels = at * (1 / scan.voxel_size)
         inside = on_grid(voxels)
@@ -241,7 +211,7 @@ class Reference:
     def _centres(self, codes: Int[Tensor, " n"], scan: Scan) -> _Ends:
         """Ends of rays to the centres of voxels."""
         cell = unmorton(codes)
-        origin = torch.tensor(scan.origin, dtype=torch.float64, device=codes.device)
+        origin = scan.origins[0].to(codes.device)
         centre = ((cell - BIAS).double() + 0.5) * scan.voxel_size
         seen, at = _shorten(centre, origin, scan.max_range)
         fixed = torch.where(
@@ -253,7 +223,7 @@ class Reference:
 
     def _carve(self, ends: Int[Tensor, "m 3"], scan: Scan) -> Int[Tensor, " f"]:
         """Codes of what rays pass through before the voxels in which they end."""
-        origin = torch.tensor([scan.origin], dtype=torch.float64, device=ends.device)
+        origin = scan.origins.to(ends.device)
         begin = to_fixed(origin * (1 / scan.voxel_size))
         last = morton(ends >> FRACTION)
         found = [last[:0]]

@@ -20,7 +20,7 @@ class Nodes(NamedTuple):
     level: int
     """A node's edge is 2^level voxels; 0 are voxels, 3 blocks, `VOXEL_BITS` the root."""
     node: Int[Tensor, "n 3"]
-    """Integer coordinates, floor(p / (2^level · voxel_size)); of the root, zeros."""
+    """Coordinates floor(p / (2^level · voxel_size)), int32; of the root, zeros."""
     occupied: Int[Tensor, " n"]
     """Occupied voxels in the node."""
     free: Int[Tensor, " n"]
@@ -31,7 +31,7 @@ class KnownVoxels(NamedTuple):
     """Known voxels of a region, in Morton order."""
 
     voxel: Int[Tensor, "n 3"]
-    """Integer coordinates."""
+    """Coordinates floor(p / voxel_size), int32."""
     occupied: Bool[Tensor, " n"]
     """Whether occupied; free otherwise."""
 
@@ -68,7 +68,7 @@ def nodes(storage: Storage, level: int, world: int, threshold: int) -> Nodes:
             torch.zeros_like(code).scatter_add(0, index, part[:, 0]) for part in (known, occupied)
         )
     # The root's own corner is the grid's; every other node lies on one side of the centre.
-    node = unmorton(code) - (BIAS >> level)
+    node = (unmorton(code) - (BIAS >> level)).int()
     return Nodes(level, node, occupied, known - occupied, 8**level - known)
 
 
@@ -138,5 +138,5 @@ def _known(
 ) -> KnownVoxels:
     value = storage.log_odds[slots]
     block, cell = (value != UNKNOWN).nonzero(as_tuple=True)
-    voxel = unmorton(blocks[block] * CELLS + cell) - BIAS
+    voxel = (unmorton(blocks[block] * CELLS + cell) - BIAS).int()
     return KnownVoxels(voxel, value[block, cell] >= threshold)

@@ -19,20 +19,13 @@ class Insert(enum.Enum):
     """And the ray to the centre of each of them is free."""
     RAY_PER_POINT = 2
     """And the ray to each point is free."""
+    PROJECTIVE = 3
+    """And every voxel is free whose centre lies half a voxel or more before what its pixel shows:
+    faster than rays where voxels are finer than pixels are apart. Depth images only."""
 
 
-class Scan(NamedTuple):
-    """Points of one world, seen from one place."""
-
-    points: Float[Tensor, "n 3"]
-    """[m], float32, in the world's frame."""
-    origin: tuple[float, float, float]
-    """Where the sensor was [m]."""
-    voxel_size: float
-    """[m]"""
-    max_range: float
-    """[m]; rays end here, and points beyond are no hits. May be infinite."""
-    mode: Insert
+FARTHEST_PROJECTIVE = 1000
+"""Largest range of a projective insertion, in voxels: it looks at every block within."""
 
 
 class Camera(NamedTuple):
@@ -48,6 +41,34 @@ class Camera(NamedTuple):
     cx: float
     """Where the optical axis meets the image [pixel]."""
     cy: float
+
+
+class Images(NamedTuple):
+    """Depth images of one camera, one for each of B worlds."""
+
+    depth: Float[Tensor, "B H W"]
+    """[m], float32."""
+    camera: Camera
+    poses_camera_to_world: Float[Tensor, "B 4 4"]
+    """float64, rigid."""
+
+
+class Scan(NamedTuple):
+    """Points of B worlds, each seen from one place."""
+
+    points: Float[Tensor, "B n 3"]
+    """[m], float32, in the world's frame."""
+    origins: Float[Tensor, "B 3"]
+    """Where the sensors were [m], float64, on the grid."""
+    worlds: Int[Tensor, " B"]
+    """Which worlds, each once."""
+    voxel_size: float
+    """[m]"""
+    max_range: float
+    """[m]; rays end here, and points beyond are no hits. May be infinite."""
+    mode: Insert
+    images: Images | None
+    """What the points were computed from, for a projective insertion."""
 
 
 class Bundle(NamedTuple):

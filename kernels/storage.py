@@ -1,5 +1,7 @@
 """The arrays that hold a map: blocks of voxels by slot, and a hash table from keys to slots."""
 
+from typing import Protocol
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -15,6 +17,13 @@ BLOCK_BYTES = CELLS + 2 * 64 + 8
 """Bytes of a block: log-odds, two masks, key."""
 PLACE_BYTES = 16
 LEAST_CAPACITY = 64
+
+
+class Follower(Protocol):
+    """What holds something for every block, by slot."""
+
+    def keep(self, slots: Int[Tensor, " n"]) -> None:
+        """Follow `Storage.keep`."""
 
 
 class Storage:
@@ -37,11 +46,25 @@ class Storage:
     """A bit per voxel: whether it counts as occupied."""
     table: Int[Tensor, "P 2"]
     """Key and slot; open addressing, at most 60 % full. Only the compiled kernels use it."""
+    counter: Int[Tensor, " 1"]
+    """Slots in use: on the device, so that kernels take slots without asking the host."""
+    followers: list[Follower]
+    """What is told when blocks move."""
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self.count = 0
+        self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.followers = []
         self._allocate(LEAST_CAPACITY)
+
+    @property
+    def count(self) -> int:
+        """Slots in use; waits for the device."""
+        return int(self.counter)
+
+    @count.setter
+    def count(self, slots: int) -> None:
+        self.counter.fill_(slots)
 
     @property
     def capacity(self) -> int:
@@ -78,21 +101,23 @@ class Storage:
 
     def find(self, keys: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Slots of keys, −1 where there is none; by search, without the table."""
-        if not self.count:
+        count = self.count
+        if not count:
             return torch.full_like(keys, -1)
-        ordered, slot = self.keys[: self.count].sort()
-        at = torch.searchsorted(ordered, keys).clamp(max=self.count - 1)
+        ordered, slot = self.keys[:count].sort()
+        at = torch.searchsorted(ordered, keys).clamp(max=count - 1)
         return torch.where(ordered[at] == keys, slot[at], -1)
 
     def append(self, keys: Int[Tensor, " n"]) -> None:
         """Give slots to new keys; there is room for them, and the table is not told."""
-        end = self.count + len(keys)
+        begin = self.count
+        end = begin + len(keys)
         if end > self.capacity:
             raise InvalidValueError("blocks", end, f"up to {self.capacity}")
-        self.keys[self.count : end] = keys
-        self.log_odds[self.count : end] = UNKNOWN
-        self.known[self.count : end] = 0
-        self.occupied[self.count : end] = 0
+        self.keys[begin:end] = keys
+        self.log_odds[begin:end] = UNKNOWN
+        self.known[begin:end] = 0
+        self.occupied[begin:end] = 0
         self.count = end
 
     def grow(self, capacity: int) -> None:
@@ -100,8 +125,9 @@ class Storage:
         old = (self.keys, self.log_odds, self.known, self.occupied)
         self._allocate(capacity)
         new = (self.keys, self.log_odds, self.known, self.occupied)
+        count = self.count
         for source, target in zip(old, new, strict=True):
-            target[: self.count] = source[: self.count]
+            target[:count] = source[:count]
 
     def keep(self, slots: Int[Tensor, " n"]) -> None:
         """Drop all blocks but these, which take slots 0 … n − 1 in their order; empty the table."""
@@ -109,6 +135,8 @@ class Storage:
             part[: len(slots)] = part[slots]
         self.count = len(slots)
         self.table[:] = EMPTY
+        for follower in self.followers:
+            follower.keep(slots)
 
     def summarise(self, slots: Int[Tensor, " n"], threshold: int) -> None:
         """Compute the masks of blocks from their log-odds."""

@@ -14,9 +14,7 @@ from engram.kernels import native
 from engram.kernels.answers import FullError, WhenFull
 from engram.kernels.checks import (
     Vector,
-    checked_depth,
-    checked_points,
-    checked_pose,
+    checked_images,
     checked_scan,
     checked_vector,
     checked_world,
@@ -24,12 +22,13 @@ from engram.kernels.checks import (
 from engram.kernels.errors import InvalidValueError
 from engram.kernels.eviction import block_distances, without_farthest
 from engram.kernels.grid import KEY_BITS, Evidence
+from engram.kernels.kernel import Kernel
 from engram.kernels.map_file import fill, read_map, write_map
 from engram.kernels.native import Native
 from engram.kernels.occupancy import Occupancy
 from engram.kernels.queries import VoxelQueries
 from engram.kernels.reference import Reference
-from engram.kernels.scan import Camera, Insert, Inserted
+from engram.kernels.scan import Camera, Insert, Inserted, Scan
 from engram.kernels.storage import LEAST_CAPACITY, UNKNOWN, Storage
 
 
@@ -60,7 +59,7 @@ class VoxelMap(VoxelQueries):
         occupancy: Occupancy | None = None,
         max_bytes: int | None = None,
         when_full: WhenFull = WhenFull.RAISE,
-        kernel: Native | Reference | None = None,
+        kernel: Kernel | None = None,
     ):
         if not (voxel_size > 0 and math.isfinite(voxel_size)):
             raise InvalidValueError("voxel_size", voxel_size, "finite numbers above 0 [m]")
@@ -80,14 +79,14 @@ class VoxelMap(VoxelQueries):
 
     def insert_points(
         self,
-        points: Float[Tensor, "n 3"],
-        origin: Vector,
+        points: Float[Tensor, "*B n 3"],
+        origin: Vector | Float[Tensor, "B 3"],
         *,
         mode: Insert = Insert.RAY_PER_POINT,
         max_range: float = math.inf,
-        world: int = 0,
+        world: int | Sequence[int] | Int[Tensor, " B"] | None = None,
     ) -> Inserted:
-        """Add a scan.
+        """Add a scan, or one for each of B worlds.
 
         A voxel is hit where a point lies in it and else free where a ray passes, once per scan,
         however many points and rays there are.
@@ -97,56 +96,62 @@ class VoxelMap(VoxelQueries):
             origin: Where the sensor was [m].
             mode: What the scan says about the space before its points.
             max_range: Distance [m] at which rays end; points beyond are no hits.
-            world: Which of the map's worlds was seen.
+            world: Which of the map's worlds was seen; of several, 0 … B − 1 unless given.
+
+        Returns:
+            Sums over the worlds.
 
         Raises:
-            FullError: If the map would exceed its cap; it is then as before.
+            FullError: If the map would exceed its cap; the world in question is then as before,
+                as are those after it.
         """
         scan = checked_scan(
-            checked_points(points, self.device),
+            points.to(self.device, torch.float32),
             origin,
+            world,
             voxel_size=self.voxel_size,
             mode=mode,
             max_range=max_range,
         )
-        checked_world(world)
-        told = self.kernel.mark(scan)
-        try:
-            missing = self.kernel.missing(self.storage, world)
-            evicted = self._make_room(missing, scan.origin, world)
-        except FullError:
-            self.kernel.discard()
-            raise
-        self.kernel.apply(self.storage, world, self.evidence)
-        return told._replace(new_blocks=missing, evicted_blocks=evicted)
+        return self._insert(scan)
 
     def insert_depth(
         self,
-        depth: Float[Tensor, "H W"],
+        depth: Float[Tensor, "*B H W"],
         camera: Camera,
-        pose_camera_to_world: Float[Tensor, "4 4"],
+        pose_camera_to_world: Float[Tensor, "*B 4 4"],
         *,
         mode: Insert = Insert.RAY_PER_POINT,
         max_range: float = math.inf,
-        world: int = 0,
+        world: int | Sequence[int] | Int[Tensor, " B"] | None = None,
     ) -> Inserted:
-        """Add a depth image: the points of its pixels, seen from the camera.
+        """Add a depth image, or one for each of B worlds: its pixels' points, seen from the camera.
 
         Args:
             depth: Along the camera's z axis [m]; NaN, infinity and what is not above 0 are left
                 out and counted as not finite.
             camera: Its intrinsics.
             pose_camera_to_world: Rigid; the camera looks along its z axis, y down.
-            mode: As for `insert_points`.
+            mode: As for `insert_points`, or projective.
             max_range: Likewise, from the camera's centre [m].
-            world: Which of the map's worlds was seen.
+            world: Likewise.
+
+        Raises:
+            FullError: Likewise.
         """
-        pose = checked_pose("pose_camera_to_world", pose_camera_to_world).to(self.device)
-        image = checked_depth(depth, camera).to(self.device)
-        points = self.kernel.unproject(image, camera, pose)
-        return self.insert_points(
-            points, pose[:3, 3].tolist(), mode=mode, max_range=max_range, world=world
+        images = checked_images(depth, camera, pose_camera_to_world, self.device)
+        points, origins = self.kernel.unproject(images), images.poses_camera_to_world[:, :3, 3]
+        single = depth.ndim == 2
+        scan = checked_scan(
+            points[0] if single else points,
+            origins[0] if single else origins,
+            world,
+            voxel_size=self.voxel_size,
+            mode=mode,
+            max_range=max_range,
+            images=images,
         )
+        return self._insert(scan)
 
     def clear(self, worlds: Int[Tensor, " w"] | Sequence[int] | None = None) -> None:
         """Forget worlds, or all of them."""
@@ -170,10 +175,8 @@ class VoxelMap(VoxelQueries):
         """
         checked_world(world)
         before = self.storage.count
-        near = (
-            block_distances(self.storage, self.voxel_size, checked_vector("centre", centre))
-            <= radius
-        )
+        at = torch.tensor(checked_vector("centre", centre), dtype=torch.float64)
+        near = block_distances(self.storage, self.voxel_size, at.to(self.device)) <= radius
         self._keep(near | (self.storage.keys[:before] >> KEY_BITS != world))
         return before - self.storage.count
 
@@ -189,7 +192,7 @@ class VoxelMap(VoxelQueries):
         device: torch.device | str = "cpu",
         max_bytes: int | None = None,
         when_full: WhenFull = WhenFull.RAISE,
-        kernel: Native | Reference | None = None,
+        kernel: Kernel | None = None,
     ) -> "VoxelMap":
         """Read a map that `save` wrote.
 
@@ -227,7 +230,22 @@ class VoxelMap(VoxelQueries):
             "bytes": self.nbytes,
         }
 
-    def _make_room(self, missing: int, origin: tuple[float, float, float], world: int) -> int:
+    def _insert(self, scan: Scan) -> Inserted:
+        total = Inserted(0, 0, 0, 0)
+        for part in self.kernel.parts(scan):
+            told = self.kernel.mark(part)
+            try:
+                missing = self.kernel.missing(self.storage)
+                evicted = self._make_room(missing, part)
+            except FullError:
+                self.kernel.discard()
+                raise
+            self.kernel.apply(self.storage, self.evidence)
+            told = told._replace(new_blocks=missing, evicted_blocks=evicted)
+            total = Inserted(*(a + b for a, b in zip(total, told, strict=True)))
+        return total
+
+    def _make_room(self, missing: int, scan: Scan) -> int:
         """Grow, evict or raise; return how many blocks were evicted."""
         storage = self.storage
         needed = storage.count + missing
@@ -237,9 +255,9 @@ class VoxelMap(VoxelQueries):
         keep = None
         if needed > limit:
             if self.when_full is WhenFull.EVICT:
-                seen = storage.key(world, self.kernel.touched())
-                distance = block_distances(storage, self.voxel_size, origin)
-                keep = without_farthest(storage, distance, needed - limit, world=world, needed=seen)
+                keep = without_farthest(
+                    storage, scan, count=needed - limit, needed=self.kernel.touched()
+                )
             if keep is None:
                 raise FullError(Storage.bytes_for(needed), self.max_bytes or 0)
             storage.keep(keep.nonzero()[:, 0])
@@ -265,7 +283,7 @@ def _say_once(device: str) -> None:
     )
 
 
-def choose_kernel(device: torch.device) -> Native | Reference:
+def choose_kernel(device: torch.device) -> Kernel:
     """Return the compiled kernels where there are any for the device."""
     if device.type == "cpu" and native.libraries():
         return Native()

@@ -96,7 +96,7 @@ struct Bounds {
 Bounds bounds_of(const View& map) {
   Bounds box;
   for (int j = 0; j < 3; ++j) box.least[j] = 2 * kBias, box.most[j] = -1;
-  for (int64_t slot = 0; slot < map.count; ++slot) {
+  for (int64_t slot = 0; slot < *map.count; ++slot) {
     const uint64_t code = uint64_t(map.keys[slot]) & ((uint64_t{1} << kKeyBits) - 1);
     for (int j = 0; j < 3; ++j) {
       const int64_t at = 8 * int64_t(unspread(code >> j));

@@ -47,14 +47,14 @@ int64_t vox_scratch_bytes(const void* scratch) {
   return bytes;
 }
 
-// Mark a scan. Returns the number of blocks it touched, or -1 where memory ran out.
+// Mark a scan; `sight` is what a projective one was computed from. Returns the number of blocks it touched, or -1 where memory ran out.
 int64_t vox_mark(void* scratch, const float* points, int64_t count, const double* origin, double voxel_size,
-                 double max_range, int64_t mode, int64_t* counts) {
+                 double max_range, int64_t mode, const Sight* sight, int64_t* counts) {
   Scratch& s = *static_cast<Scratch*>(scratch);
   try {
     s.discard();
     Scan scan{points, count, {origin[0], origin[1], origin[2]}, voxel_size, max_range, 1 / voxel_size};
-    Marking(s, scan, Mode(mode)).run();
+    Marking(s, scan, Mode(mode), sight).run();
   } catch (const std::bad_alloc&) {
     return -1;
   }

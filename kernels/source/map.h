@@ -17,7 +17,7 @@ struct View {
   int8_t* log_odds;   // [capacity, 512], in Morton order; kUnknown where nothing was seen
   uint64_t* known;    // [capacity, 8], a bit per voxel
   uint64_t* occupied; // [capacity, 8]
-  int64_t count;      // slots in use
+  int64_t* count;     // slots in use
   int64_t capacity;
 };
 
@@ -41,7 +41,7 @@ inline int64_t acquire(View& map, int64_t key) {
   uint64_t at = hash(uint64_t(key)) & mask;
   for (; map.table[at].key != kEmpty; at = (at + 1) & mask)
     if (map.table[at].key == key) return map.table[at].slot;
-  const int64_t slot = map.count++;
+  const int64_t slot = (*map.count)++;
   map.table[at] = {key, slot};
   map.keys[slot] = key;
   for (int i = 0; i < kCells; ++i) map.log_odds[slot * kCells + i] = kUnknown;

@@ -4,13 +4,14 @@
 
 #include "points.h"
 #include "pool.h"
+#include "sight.h"
 
 namespace vox {
 
 constexpr int64_t kPiece = 2048;  // points that a thread takes at a time
 constexpr int kSmallWindow = 8, kLargeWindow = 9;
 
-enum Mode { kEndpoint = 0, kRayPerVoxel = 1, kRayPerPoint = 2 };
+enum Mode { kEndpoint = 0, kRayPerVoxel = 1, kRayPerPoint = 2, kProjective = 3 };
 
 struct Counts {  // of points; in the order of scan.Inserted
   int64_t hits = 0, beyond_range = 0, not_finite = 0, off_grid = 0;
@@ -59,7 +60,8 @@ struct Scratch {
 
 class Marking {
  public:
-  Marking(Scratch& scratch, const Scan& scan, Mode mode) : s_(scratch), scan_(scan), mode_(mode) {
+  Marking(Scratch& scratch, const Scan& scan, Mode mode, const Sight* sight)
+      : s_(scratch), scan_(scan), mode_(mode), sight_(sight) {
     for (int i = 0; i < 3; ++i) origin_.v[i] = to_fixed(scan.origin[i] * scan.inverse);
     choose_window();
   }
@@ -75,6 +77,7 @@ class Marking {
     } else {
       each_point();
     }
+    if (mode_ == kProjective) each_block();
     flush();
     store_hits();
     collect();
@@ -199,6 +202,58 @@ class Marking {
         if (seen) to.far.push_back(voxel);
       }
     });
+  }
+
+  // Blocks within range of a camera, on the grid; every thread takes layers of them.
+  void each_block() {
+    double farthest = 0;
+    for (int64_t i = 0; i < sight_->width * sight_->height; ++i)
+      if (std::isfinite(sight_->depth[i])) farthest = std::max(farthest, double(sight_->depth[i]));
+    int64_t low[3], high[3];
+    for (int j = 0; j < 3; ++j) {
+      const double least = (scan_.origin[j] - scan_.max_range) * scan_.inverse;
+      const double most = (scan_.origin[j] + scan_.max_range) * scan_.inverse;
+      low[j] = (int64_t(std::floor(std::max(least, -double(kBias)))) + kBias) >> 3;
+      high[j] = (int64_t(std::floor(std::min(most, double(kBias - 1)))) + kBias) >> 3;
+    }
+    parallel(s_.threads, high[2] - low[2] + 1, 1, [&](int64_t begin, int64_t end, int thread) {
+      int64_t at[3];
+      for (at[2] = low[2] + begin; at[2] < low[2] + end; ++at[2])
+        for (at[1] = low[1]; at[1] <= high[1]; ++at[1])
+          for (at[0] = low[0]; at[0] <= high[0]; ++at[0])
+            if (in_view(*sight_, at, scan_.voxel_size, scan_.max_range, farthest)) look(at, s_.notes[size_t(thread)]);
+    });
+  }
+
+  // Mark the voxels of a block that the camera looks through.
+  void look(const int64_t block[3], Notes& to) {
+    static constexpr int kSpread[8] = {0, 1, 8, 9, 64, 65, 72, 73};
+    Facing at;
+    face(*sight_, block, scan_.voxel_size, at);
+    const uint64_t key = morton(uint64_t(block[0]), uint64_t(block[1]), uint64_t(block[2]));
+    uint8_t* cells = nullptr;
+    for (int y = 0; y < 8; ++y)
+      for (int x = 0; x < 8; ++x) {
+        uint8_t free[8];
+        seen_through(*sight_, at, x, y, scan_.voxel_size, scan_.max_range, free);
+        uint64_t any;
+        std::memcpy(&any, free, 8);
+        if (!any) continue;
+        if (!cells) cells = holds(key) ? cells_of(key) : to.sparse.block(int64_t(key));
+        for (int z = 0; z < 8; ++z) cells[kSpread[x] | kSpread[y] << 1 | kSpread[z] << 2] |= free[z];
+      }
+  }
+
+  // Whether the window holds a block, and its bytes there.
+  bool holds(uint64_t key) const {
+    bool inside = true;
+    for (int j = 0; j < 3; ++j)
+      inside &= unspread(key >> j) - uint64_t(s_.corner[j]) < uint64_t{1} << (s_.window.bits() - 3);
+    return inside;
+  }
+  uint8_t* cells_of(uint64_t key) {
+    marker_.touched[key & (marker_.mask >> 9)] = 1;
+    return marker_.cells + ((key << 9) & marker_.mask);
   }
 
   // Mark what the ray passes through before the voxel in which it ends.
@@ -350,11 +405,7 @@ class Marking {
     SparseMarks rest;
     for (size_t i = 0; i < all.size(); ++i) {
       const uint64_t key = uint64_t(all.key(i));
-      bool inside = true;
-      for (int j = 0; j < 3; ++j)
-        inside &= unspread(key >> j) - uint64_t(s_.corner[j]) < uint64_t{1} << (s_.window.bits() - 3);
-      join(all.cells(i), inside ? marker_.cells + ((key << 9) & marker_.mask) : rest.block(int64_t(key)));
-      if (inside) marker_.touched[key & (marker_.mask >> 9)] = 1;
+      join(all.cells(i), holds(key) ? cells_of(key) : rest.block(int64_t(key)));
     }
     std::swap(all, rest);
   }
@@ -362,6 +413,7 @@ class Marking {
   Scratch& s_;
   Scan scan_;
   const Mode mode_;
+  const Sight* sight_;  // of a projective scan
   Fixed origin_;
   Marker marker_;
   Reach reach_;

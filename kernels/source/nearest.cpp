@@ -127,7 +127,7 @@ class Nearest {
   int run(const Query& q) {
     count_ = 0;
     for (int64_t r = 0; r == 0 || ring_least(q, r) <= worst(); ++r) {
-      if ((2 * r + 1) * (2 * r + 1) * (2 * r + 1) > map_.count + 27) {  // far from everything
+      if ((2 * r + 1) * (2 * r + 1) * (2 * r + 1) > *map_.count + 27) {  // far from everything
         all(q);
         break;
       }
@@ -143,7 +143,7 @@ class Nearest {
   // Visit every block of the map instead.
   void all(const Query& q) {
     count_ = 0;
-    for (int64_t slot = 0; slot < map_.count; ++slot) {
+    for (int64_t slot = 0; slot < *map_.count; ++slot) {
       int64_t at[3];
       if (place(map_, q, slot, at)) consider(q, at);
     }
@@ -223,7 +223,7 @@ void each_block(const View& map, const Query& q, double radius, const Visit& vis
     if (near <= square && load(map, q, at, block)) visit(block, far <= square);
   };
   const double volume = double(high[0] - low[0] + 1) * double(high[1] - low[1] + 1) * double(high[2] - low[2] + 1);
-  if (volume <= double(map.count)) {
+  if (volume <= double(*map.count)) {
     for (int64_t z = low[2]; z <= high[2]; ++z)
       for (int64_t y = low[1]; y <= high[1]; ++y)
         for (int64_t x = low[0]; x <= high[0]; ++x) {
@@ -232,7 +232,7 @@ void each_block(const View& map, const Query& q, double radius, const Visit& vis
         }
     return;
   }
-  for (int64_t slot = 0; slot < map.count; ++slot) {  // the ball is larger than the map
+  for (int64_t slot = 0; slot < *map.count; ++slot) {  // the ball is larger than the map
     int64_t at[3];
     if (place(map, q, slot, at)) consider(at);
   }
@@ -274,9 +274,9 @@ void list_within(const View& map, const Query& q, double radius, std::vector<Blo
 }
 
 // Metres, and integer coordinates as users count them.
-inline void write(const Found& found, double voxel_size, double* metres, int64_t* voxel) {
-  *metres = std::sqrt(found.distance) * voxel_size;
-  for (int j = 0; j < 3; ++j) voxel[j] = int64_t(unspread(uint64_t(found.code) >> j)) - kBias;
+inline void write(const Found& found, double voxel_size, float* metres, int32_t* voxel) {
+  *metres = float(std::sqrt(found.distance) * voxel_size);
+  for (int j = 0; j < 3; ++j) voxel[j] = int32_t(int64_t(unspread(uint64_t(found.code) >> j)) - kBias);
 }
 
 bool query_at(const float* point, int64_t world, double inverse, Query& q) {
@@ -298,7 +298,7 @@ extern "C" {
 // The k nearest within `limit` voxels of each point, nearest first, ties by code: distances in
 // metres, infinite, and coordinates, the grid's least, where there are fewer.
 void vox_nearest(const View* map, const float* points, const int64_t* worlds, int64_t world, int64_t count,
-                 double voxel_size, int64_t k, double limit, int64_t threads, double* metres, int64_t* voxel) {
+                 double voxel_size, int64_t k, double limit, int64_t threads, float* metres, int32_t* voxel) {
   const double inverse = 1 / voxel_size;
   const Found none{std::numeric_limits<double>::infinity(), 0};
   parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
@@ -327,8 +327,8 @@ void vox_count_within(const View* map, const float* points, const int64_t* world
 
 // Their distances and coordinates, those of point i from offset[i] on, in Morton order.
 void vox_list_within(const View* map, const float* points, const int64_t* worlds, int64_t world, int64_t count,
-                     double voxel_size, double radius, int64_t threads, const int64_t* offset, double* metres,
-                     int64_t* voxel) {
+                     double voxel_size, double radius, int64_t threads, const int64_t* offset, float* metres,
+                     int32_t* voxel) {
   const double inverse = 1 / voxel_size;
   parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
     std::vector<Found> found;

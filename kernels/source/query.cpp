@@ -3,6 +3,7 @@
 
 #include "map.h"
 #include "pool.h"
+#include "sight.h"
 
 using namespace vox;
 
@@ -50,30 +51,49 @@ int vox_level() {
 // Fill an empty table from the keys of the slots in use.
 void vox_rehash(const View* map) {
   const uint64_t mask = uint64_t(map->table_size) - 1;
-  for (int64_t slot = 0; slot < map->count; ++slot) {
+  for (int64_t slot = 0; slot < *map->count; ++slot) {
     uint64_t at = hash(uint64_t(map->keys[slot])) & mask;
     while (map->table[at].key != kEmpty) at = (at + 1) & mask;
     map->table[at] = {map->keys[slot], slot};
   }
 }
 
-// Points in the world, [height * width, 3] in metres, of a depth image in metres; NaN where the depth
-// is no number above 0.
-void vox_unproject(const float* depth, int64_t width, int64_t height, const double* camera, const double* pose,
-                   int64_t threads, float* points) {
-  const double fx = camera[0], fy = camera[1], cx = camera[2], cy = camera[3];
-  parallel(int(threads), height, 16, [&](int64_t begin, int64_t end, int) {
+// Points in the world, [height * width, 3] in metres, of a depth image; NaN where the depth is no
+// number above 0.
+void vox_unproject(const Sight* from, int64_t threads, float* points) {
+  const Sight& s = *from;
+  parallel(int(threads), s.height, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t v = begin; v < end; ++v) {
-      const double slope = (double(v) - cy) / fy;
-      for (int64_t u = 0; u < width; ++u) {
-        const double z = double(depth[v * width + u]);
-        const double x = (double(u) - cx) / fx * z, y = slope * z;
-        float* to = points + 3 * (v * width + u);
+      const double slope = (double(v) - s.cy) / s.fy;
+      for (int64_t u = 0; u < s.width; ++u) {
+        const double z = double(s.depth[v * s.width + u]);
+        const double x = (double(u) - s.cx) / s.fx * z, y = slope * z;
+        float* to = points + 3 * (v * s.width + u);
         for (int j = 0; j < 3; ++j) {
-          const double* row = pose + 4 * j;
+          const double* row = s.pose + 4 * j;
           const double at = row[0] * x + row[1] * y + row[2] * z + row[3];
           to[j] = z > 0 ? float(at) : std::numeric_limits<float>::quiet_NaN();
         }
+      }
+    }
+  });
+}
+
+// Places of voxels, given by codes: 512 * slot + cell, or -1 where their block is unknown.
+void vox_locate(const View* map, const int64_t* codes, const int64_t* worlds, int64_t world, int64_t count,
+                int64_t threads, int64_t* out) {
+  const uint64_t mask = uint64_t(map->table_size) - 1;
+  parallel(int(threads), count, 4096, [&](int64_t begin, int64_t end, int) {
+    int64_t key[kGroup];
+    for (int64_t i = begin; i < end; i += kGroup) {
+      const int n = int(end - i < kGroup ? end - i : kGroup);
+      for (int l = 0; l < n; ++l) {
+        key[l] = (worlds ? worlds[i + l] : world) << kKeyBits | codes[i + l] >> 9;
+        __builtin_prefetch(&map->table[hash(uint64_t(key[l])) & mask]);
+      }
+      for (int l = 0; l < n; ++l) {
+        const int64_t slot = find(*map, key[l]);
+        out[i + l] = slot < 0 ? -1 : slot * kCells + (codes[i + l] & (kCells - 1));
       }
     }
   });

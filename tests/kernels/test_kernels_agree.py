@@ -8,13 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram.kernels import native
+from engram.kernels.grid import BIAS, morton
 from engram.kernels.native import Native
 from engram.kernels.reference import Reference
-from engram.kernels.scan import Camera, Insert
+from engram.kernels.scan import Camera, Images, Insert
 from engram.kernels.voxel_map import VoxelMap
 
 pytestmark = pytest.mark.skipif(not native.libraries(), reason="no compiled kernels")
 
+OF_POINTS = [mode for mode in Insert if mode is not Insert.PROJECTIVE]
 KINDS = ("free", "lattice", "axis", "diagonal", "far", "broken")
 
 
@@ -59,7 +61,7 @@ def contents(held: VoxelMap) -> tuple[torch.Tensor, ...]:
 @given(
     seed=st.integers(0, 2**31),
     kind=st.sampled_from(KINDS),
-    mode=st.sampled_from(list(Insert)),
+    mode=st.sampled_from(OF_POINTS),
     voxel=st.sampled_from([0.05, 0.1, 0.25, 1 / 3]),
     offset=st.sampled_from([0.0, -3.0, 1000.0, 12_000.0]),
     max_range=st.sampled_from([math.inf, 0.7, 4.0]),
@@ -150,9 +152,16 @@ def test_neighbours(seed, kind, k, limit) -> None:
         assert torch.equal(mine, true)
 
 
-@given(seed=st.integers(0, 2**31), mode=st.sampled_from(list(Insert)))
-@settings(max_examples=20, deadline=None)
-def test_depth_images(seed, mode) -> None:
+@given(
+    seed=st.integers(0, 2**31),
+    mode=st.sampled_from(list(Insert)),
+    max_range=st.sampled_from([0.9, 2.0, 10.0]),
+    voxel=st.sampled_from([0.03, 0.1, 0.3]),
+    library=st.sampled_from(range(len(native.libraries()) or 1)),
+)
+@settings(max_examples=40, deadline=None)
+def test_depth_images(seed, mode, max_range, voxel, library) -> None:
+    max_range = min(max_range, 80 * voxel)
     random = torch.Generator().manual_seed(seed)
     depth = torch.rand(24, 32, generator=random) * 3 + 0.3
     bad = torch.tensor([0.0, -1.0, math.nan, math.inf])
@@ -163,14 +172,17 @@ def test_depth_images(seed, mode) -> None:
     pose[:3, :3] = turn * torch.linalg.det(turn)
     pose[:3, 3] = torch.randn(3, generator=random, dtype=torch.float64)
     camera = Camera(32, 24, fx=30.0 + seed % 7, fy=29.3, cx=15.1, cy=12.7)
-    held = [VoxelMap(0.1, kernel=kernel) for kernel in (Native(2), Reference())]
-    told = [each.insert_depth(depth, camera, pose, mode=mode) for each in held]
+    native_kernel = Native(2, native.libraries()[library])
+    held = [VoxelMap(voxel, kernel=kernel) for kernel in (native_kernel, Reference())]
+    told = [each.insert_depth(depth, camera, pose, mode=mode, max_range=max_range) for each in held]
     assert told[0] == told[1] and told[0].not_finite == int(hole.sum())
     for mine, true in zip(*map(contents, held), strict=True):
         assert torch.equal(mine, true)
     # Every point lies in an occupied voxel that projects back to its pixel.
-    points = held[0].kernel.unproject(depth, camera, pose)
-    there = points.isfinite().all(1)
+    images = Images(depth[None], camera, pose[None])
+    points = held[0].kernel.unproject(images)[0]
+    near = (points.double() - pose[:3, 3]).norm(dim=1) < max_range - 2 * voxel
+    there = points.isfinite().all(1) & near
     assert held[0].occupancy(points[there]).eq(1).all()
     at = (points.double() - pose[:3, 3]) @ pose[:3, :3]
     u = (camera.fx * at[:, 0] / at[:, 2] + camera.cx).view(24, 32)[~hole]
@@ -179,7 +191,43 @@ def test_depth_images(seed, mode) -> None:
     )
 
 
-@pytest.mark.parametrize("mode", Insert)
+@given(
+    seed=st.integers(0, 2**31), count=st.sampled_from([0, 1, 5]), mode=st.sampled_from(list(Insert))
+)
+@settings(max_examples=20, deadline=None)
+def test_several_worlds_at_once_are_as_one_after_another(seed, count, mode) -> None:
+    random = torch.Generator().manual_seed(seed)
+    depth = torch.rand(count, 6, 8, generator=random) * 2 + 0.3
+    poses = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
+    poses[:, :3, 3] = torch.randn(count, 3, generator=random, dtype=torch.float64)
+    camera = Camera(8, 6, 7.0, 7.0, 3.5, 2.5)
+    worlds = torch.randperm(9, generator=random)[:count]
+    how = {"mode": mode, "max_range": 2.0}
+    together, apart = VoxelMap(0.1, kernel=Native(2)), VoxelMap(0.1, kernel=Reference())
+    told = together.insert_depth(depth, camera, poses, world=worlds, **how)
+    sums = torch.zeros(len(told), dtype=torch.int64)
+    for one, pose, world in zip(depth, poses, worlds.tolist(), strict=True):
+        sums += torch.tensor(apart.insert_depth(one, camera, pose, world=world, **how))
+    assert list(told) == sums.tolist()
+    for mine, true in zip(contents(together), contents(apart), strict=True):
+        assert torch.equal(mine, true)
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=10, deadline=None)
+def test_places(seed) -> None:
+    random = torch.Generator().manual_seed(seed)
+    held = VoxelMap(0.1, kernel=Native(2))
+    for world in (0, 2):
+        held.insert_points(torch.randn(50, 3, generator=random) * 3, (0.0, 0.0, 0.0), world=world)
+    codes = morton(torch.randint(-50, 50, (10_000, 3), generator=random) + BIAS)
+    worlds = torch.randint(3, (10_000,), generator=random)
+    for where in (worlds, 2):
+        mine, true = (k.locate(held.storage, codes, where) for k in (held.kernel, Reference()))
+        assert torch.equal(mine, true)
+
+
+@pytest.mark.parametrize("mode", OF_POINTS)
 def test_instruction_sets(mode) -> None:
     random = torch.Generator().manual_seed(0)
     origin = torch.tensor([0.3, 0.2, 1.3], dtype=torch.float64)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from engram.kernels import FullError, Insert, Occupancy, VoxelMap, WhenFull, native
+from engram.kernels import Camera, FullError, Insert, Occupancy, VoxelMap, WhenFull, native
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.kernels.native import Native
 from engram.kernels.reference import Reference
@@ -28,6 +28,12 @@ HERE = (0.0, 0.0, 0.0)
 
 def cloud(*points: tuple[float, float, float]) -> torch.Tensor:
     return torch.tensor(points, dtype=torch.float32).view(-1, 3)
+
+
+def project(held: VoxelMap, max_range: float = 9.0, poses: torch.Tensor | None = None) -> None:
+    camera = Camera(1, 1, 1.0, 1.0, 0.0, 0.0)
+    pose = torch.eye(4) if poses is None else poses
+    held.insert_depth(torch.ones(1, 1), camera, pose, mode=Insert.PROJECTIVE, max_range=max_range)
 
 
 @everywhere
@@ -65,7 +71,7 @@ def test_evidence_is_clamped_so_that_it_can_be_overcome(kernel: Any) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize("mode", Insert)
+@pytest.mark.parametrize("mode", [m for m in Insert if m is not Insert.PROJECTIVE])
 def test_points_beyond_the_range_are_no_hits(kernel: Any, mode: Insert) -> None:
     held = VoxelMap(1.0, kernel=kernel())
     held.insert_points(cloud((9.5, 0.5, 0.5)), (0.5, 0.5, 0.5), mode=mode, max_range=4.5)
@@ -313,6 +319,19 @@ def test_a_truncated_or_flipped_file_is_refused(tmp_path: Path) -> None:
         (lambda m: m.count_within(torch.zeros(1, 3), -1.0), "radius is -1.0"),
         (lambda m: m.cast_rays(torch.zeros(1, 3), torch.zeros(1, 3)), "ray 0 is"),
         (lambda m: m.cast_rays(torch.full((1, 3), 9e9), torch.ones(1, 3)), "ray 0 is"),
+        (
+            lambda m: m.insert_points(torch.zeros(1, 3), HERE, mode=Insert.PROJECTIVE),
+            "only depth images can be projected",
+        ),
+        (
+            lambda m: m.insert_points(torch.zeros(2, 1, 3), torch.zeros(2, 3), world=[1, 1]),
+            r"world is \[1, 1\]; allowed: 2, each once",
+        ),
+        (lambda m: m.insert_points(torch.zeros(2, 1, 3), HERE), r"origin is \[3\]; allowed: shape"),
+        (lambda m: project(m, max_range=math.inf), "max_range is inf; allowed: up to 1000.0 m"),
+        (lambda m: project(m, poses=torch.diag(torch.tensor([2.0, 1, 1, 1]))), "is off by 3"),
+        (lambda m: project(m, poses=torch.diag(torch.tensor([-1.0, 1, 1, 1]))), "that mirrors"),
+        (lambda m: project(m, poses=-torch.eye(4)), "matrix ending in"),
         (lambda m: Occupancy(hit=0.4).evidence(), "occupancy is"),
     ],
 )
@@ -360,3 +379,35 @@ print(len(seen), seen[0].message)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 no compiled kernels for cpu: VoxelMap runs in torch alone")
+
+
+@everywhere
+def test_projection_frees_what_lies_before_what_a_pixel_shows(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    # One pixel, half a metre wide at one metre, sees a wall at 5.2 m.
+    camera = Camera(1, 1, fx=2.0, fy=2.0, cx=0.0, cy=0.0)
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, 3] = 0.5
+    told = held.insert_depth(
+        torch.full((1, 1), 5.2), camera, pose, mode=Insert.PROJECTIVE, max_range=9.0
+    )
+    assert told.hits == 1
+    # The wall is at 5.7: voxel 5 is hit, and those whose centre is at 5.2 − 0.5 or nearer are free.
+    asked = cloud(*((0.5, 0.5, z + 0.5) for z in range(-1, 8)))
+    assert held.occupancy(asked).tolist() == [-1, -1, 0, 0, 0, 0, 1, -1, -1]
+    # At 4 m the pixel is 2 m wide: it shows one voxel more on either side.
+    beside = cloud(*((x + 0.5, 0.5, 4.5) for x in range(-3, 4)))
+    assert held.occupancy(beside).tolist() == [-1, -1, 0, 0, -1, -1, -1]
+
+
+@everywhere
+def test_each_world_of_a_batch_gets_its_own_scan(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    points = torch.stack([cloud((2.5, 0.5, 0.5)), cloud((0.5, 3.5, 0.5))])
+    told = held.insert_points(points, torch.full((2, 3), 0.5), world=[7, 3])
+    assert (told.hits, told.new_blocks) == (2, 2)
+    asked = cloud((2.5, 0.5, 0.5), (0.5, 3.5, 0.5), (0.5, 2.5, 0.5))
+    assert held.occupancy(asked, world=7).tolist() == [1, -1, -1]
+    assert held.occupancy(asked, world=3).tolist() == [-1, 1, 0]
+    held.insert_points(points, torch.full((2, 3), 0.5))
+    assert held.stats()["worlds"] == 4
