@@ -2,6 +2,8 @@
 
 from engram.kernels.answers import FullError, WhenFull
 from engram.kernels.errors import EngramError
+from engram.kernels.features import VoxelFeatures, Write, Written
+from engram.kernels.normals import Normals, surface_normals
 from engram.kernels.occupancy import Occupancy
 from engram.kernels.scan import Camera, Insert, Inserted
 from engram.kernels.voxel_map import VoxelMap
@@ -12,7 +14,12 @@ __all__ = [
     "FullError",
     "Insert",
     "Inserted",
+    "Normals",
     "Occupancy",
+    "VoxelFeatures",
     "VoxelMap",
     "WhenFull",
+    "Write",
+    "Written",
+    "surface_normals",
 ]

@@ -19,12 +19,12 @@ class WhenFull(enum.Enum):
 
 
 class FullError(EngramError):
-    """A map would exceed its byte cap."""
+    """A map, or its features, would exceed their cap."""
 
-    def __init__(self, needed: int, cap: int):
+    def __init__(self, needed: int, cap: int, unit: str = "bytes"):
         super().__init__(
-            f"the map needs {needed} bytes; allowed: max_bytes = {cap} (clear_outside makes room, "
-            "and when_full=WhenFull.EVICT drops what is far)"
+            f"the map needs {needed} {unit}; allowed: max_{unit} = {cap} (clear_outside makes "
+            "room, and so does when_full=WhenFull.EVICT, which drops what is far)"
         )
 
 

@@ -49,7 +49,7 @@ class Kernel(abc.ABC):
 
     @abc.abstractmethod
     def rehash(self, storage: Storage) -> None:
-        """Fill the table anew; it is empty."""
+        """Fill the table anew, after blocks were appended, moved or dropped."""
 
     @abc.abstractmethod
     def unproject(self, images: Images) -> Float[Tensor, "B n 3"]:

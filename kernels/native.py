@@ -13,7 +13,7 @@ from torch import Tensor
 from engram.kernels.grid import Evidence
 from engram.kernels.kernel import Kernel, each_world
 from engram.kernels.scan import Bundle, Images, Inserted, Scan, Worlds
-from engram.kernels.storage import Storage
+from engram.kernels.storage import EMPTY, Storage
 
 FOLDER = Path(__file__).parent
 LEVELS = ("v2", "v3", "v4")
@@ -159,6 +159,7 @@ class Native(Kernel):
         self.lib.vox_discard(self.scratch)
 
     def rehash(self, storage: Storage) -> None:
+        storage.table.fill_(EMPTY)
         self.lib.vox_rehash(ctypes.byref(view_of(storage)))
 
     def unproject(self, images: Images) -> Float[Tensor, "B n 3"]:

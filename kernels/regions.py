@@ -54,7 +54,7 @@ def nodes(storage: Storage, level: int, world: int, threshold: int) -> Nodes:
     value = storage.log_odds[slots]
     within = 8 ** min(level, 3)
     known, occupied = (
-        flags.view(len(slots), -1, within).sum(-1)
+        flags.view(len(slots), CELLS // within, within).sum(-1)
         for flags in (value != UNKNOWN, value >= threshold)
     )
     if level < 3:

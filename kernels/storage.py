@@ -121,7 +121,7 @@ class Storage:
         self.count = end
 
     def grow(self, capacity: int) -> None:
-        """Make room; what is held stays in its slot, and the table is empty."""
+        """Make room; what is held stays in its slot, and the table is not told."""
         old = (self.keys, self.log_odds, self.known, self.occupied)
         self._allocate(capacity)
         new = (self.keys, self.log_odds, self.known, self.occupied)
@@ -130,11 +130,10 @@ class Storage:
             target[:count] = source[:count]
 
     def keep(self, slots: Int[Tensor, " n"]) -> None:
-        """Drop all blocks but these, which take slots 0 … n − 1 in their order; empty the table."""
+        """Drop all blocks but these, which take slots 0 … n − 1; the table is not told."""
         for part in (self.keys, self.log_odds, self.known, self.occupied):
             part[: len(slots)] = part[slots]
         self.count = len(slots)
-        self.table[:] = EMPTY
         for follower in self.followers:
             follower.keep(slots)
 

@@ -15,6 +15,7 @@ from engram.kernels.answers import FullError, WhenFull
 from engram.kernels.checks import (
     Vector,
     checked_images,
+    checked_pose,
     checked_scan,
     checked_vector,
     checked_world,
@@ -24,6 +25,7 @@ from engram.kernels.eviction import block_distances, without_farthest
 from engram.kernels.grid import KEY_BITS, Evidence
 from engram.kernels.kernel import Kernel
 from engram.kernels.map_file import fill, read_map, write_map
+from engram.kernels.merging import seen_from
 from engram.kernels.native import Native
 from engram.kernels.occupancy import Occupancy
 from engram.kernels.queries import VoxelQueries
@@ -153,6 +155,47 @@ class VoxelMap(VoxelQueries):
         )
         return self._insert(scan)
 
+    def merge(
+        self, other: "VoxelMap", pose_other_to_map: Float[Tensor, "4 4"] | None = None
+    ) -> int:
+        """Add the evidence of another map, world by world.
+
+        A voxel's log-odds become clamp(own + other's), those of the other map being read at the
+        voxel's centre: exact where the two grids coincide, else the nearest voxel.
+
+        Args:
+            other: Of the same voxel size and evidence; it stays as it is.
+            pose_other_to_map: Rigid; the identity unless given.
+
+        Returns:
+            How many blocks were new.
+
+        Raises:
+            FullError: If the map would exceed its cap; it is then as before.
+        """
+        for name in ("voxel_size", "evidence"):
+            if getattr(other, name) != getattr(self, name):
+                raise InvalidValueError(name, getattr(other, name), str(getattr(self, name)))
+        pose = torch.eye(4) if pose_other_to_map is None else pose_other_to_map
+        pose = checked_pose("pose_other_to_map", pose).to(other.device)
+        parts = list(seen_from(other, pose, self.device))
+        storage = self.storage
+        missing = [keys[storage.find(keys) < 0] for keys, _ in parts]
+        count = sum(map(len, missing))
+        self._make_room(count)
+        for keys in missing:
+            storage.append(keys)
+        self.kernel.rehash(storage)
+        for keys, value in parts:
+            slots = storage.find(keys)
+            own = storage.log_odds[slots]
+            first, second = (torch.where(x == UNKNOWN, 0, x.short()) for x in (own, value))
+            total = (first + second).clamp(self.evidence.low, self.evidence.high)
+            nothing = (own == UNKNOWN) & (value == UNKNOWN)
+            storage.log_odds[slots] = torch.where(nothing, UNKNOWN, total).to(torch.int8)
+            storage.summarise(slots, self.evidence.threshold)
+        return count
+
     def clear(self, worlds: Int[Tensor, " w"] | Sequence[int] | None = None) -> None:
         """Forget worlds, or all of them."""
         held = self.storage.keys[: self.storage.count] >> KEY_BITS
@@ -245,8 +288,12 @@ class VoxelMap(VoxelQueries):
             total = Inserted(*(a + b for a, b in zip(total, told, strict=True)))
         return total
 
-    def _make_room(self, missing: int, scan: Scan) -> int:
-        """Grow, evict or raise; return how many blocks were evicted."""
+    def _make_room(self, missing: int, scan: Scan | None = None) -> int:
+        """Grow, evict what is far from a scan's sensors, or raise.
+
+        Returns:
+            How many blocks were evicted.
+        """
         storage = self.storage
         needed = storage.count + missing
         if needed <= storage.capacity:
@@ -254,7 +301,7 @@ class VoxelMap(VoxelQueries):
         limit = needed if self.max_bytes is None else Storage.capacity_within(self.max_bytes)
         keep = None
         if needed > limit:
-            if self.when_full is WhenFull.EVICT:
+            if self.when_full is WhenFull.EVICT and scan is not None:
                 keep = without_farthest(
                     storage, scan, count=needed - limit, needed=self.kernel.touched()
                 )

@@ -1,0 +1,170 @@
+"""Rows of features: written by hand, found again, freed with their voxels, and in a graph."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engram.kernels import FullError, Insert, VoxelFeatures, VoxelMap, WhenFull, Write
+from engram.kernels.errors import InvalidValueError
+from engram.kernels.reference import Reference
+from engram.kernels.storage import LEAST_CAPACITY, Storage
+
+HERE = (0.5, 0.5, 0.5)
+
+
+def line(count: int = 4, step: float = 1.0) -> torch.Tensor:
+    return torch.arange(count)[:, None] * torch.tensor([step, 0.0, 0.0]) + 0.5
+
+
+def hit(points: torch.Tensor, **given: Any) -> VoxelMap:
+    held = VoxelMap(1.0, **given)
+    held.insert_points(points, HERE, mode=Insert.ENDPOINT)
+    return held
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None]
+
+
+def test_a_mean_is_that_of_all_calls() -> None:
+    features = VoxelFeatures(hit(line()), 1)
+    points = line()[[0, 1, 0]]
+    told = features.write(points, column(1.0, 5.0, 3.0))
+    assert told == (2, 2, 0)
+    assert features.values[features.rows(line()[:2])].tolist() == [[2.0], [5.0]]
+    told = features.write(line()[:1], column(8.0))
+    assert told == (1, 0, 0)
+    assert features.values[features.rows(line()[:1])].tolist() == [[4.0]]
+    assert features.rows(line()).ge(0).tolist() == [True, True, False, False]
+    assert features.count == 2
+
+
+def test_the_last_of_a_call_stays() -> None:
+    features = VoxelFeatures(hit(line()), 1)
+    features.write(line()[[0, 0, 1]], column(1.0, 2.0, 3.0), Write.LAST)
+    assert features.values[features.rows(line()[:2])].tolist() == [[2.0], [3.0]]
+    features.write(line()[[1]], column(9.0), Write.LAST)
+    assert features.values[features.rows(line()[:2])].tolist() == [[2.0], [9.0]]
+
+
+def test_gates_weigh_what_is_new() -> None:
+    features = VoxelFeatures(hit(line()), 1)
+    gate = torch.tensor([0.2, 0.6, 0.0])
+    told = features.write(line()[[0, 0, 1]], column(1.0, 5.0, 7.0), Write.GATED, gate=gate)
+    assert told == (1, 1, 1)  # a gate of 0 writes nothing
+    row = features.rows(line()[:1])
+    assert features.values[row].item() == pytest.approx((0.2 * 1 + 0.6 * 5) / 0.8)
+    features.write(line()[[0, 0]], column(1.0, 5.0), Write.GATED, gate=torch.tensor([0.0, 0.5]))
+    assert features.values[row].item() == pytest.approx(4.0 + 0.5 * (5.0 - 4.0))
+
+
+def test_what_no_voxel_can_own_is_left_out_and_counted() -> None:
+    features = VoxelFeatures(hit(line()), 1)
+    points = torch.tensor([[0.5, 0.5, 0.5], [1e30, 0, 0], [float("nan"), 0, 0], [99.0, 0, 0]])
+    told = features.write(points, torch.ones(4, 1))
+    assert told == (1, 1, 3)
+    told = features.write(line()[:1], torch.full((1, 1), float("nan")))
+    assert told == (0, 0, 1)
+    assert features.rows(points).tolist() == [features.rows(line()[:1]).item(), -1, -1, -1]
+    assert features.rows_of(torch.tensor([[0, 0, 0], [2**40, 0, 0]])).ge(0).tolist() == [1, 0]
+
+
+def test_gradients_reach_the_rows_that_were_read() -> None:
+    held = hit(line())
+    features = VoxelFeatures(held, 2)
+    features.write(line(), torch.ones(4, 2))
+    features.values.requires_grad_()
+    _, voxel = held.nearest(line()[:1], 2)
+    near = features.rows_of(voxel.flatten(0, 1))
+    weight = torch.tensor([[0.75], [0.25]])
+    (weight * features.values[near]).sum().backward()
+    assert features.values.grad is not None
+    assert features.values.grad[near].tolist() == [[0.75, 0.75], [0.25, 0.25]]
+    assert features.values.grad.abs().sum().item() == 2.0
+
+
+def test_rows_leave_with_their_blocks_and_are_given_anew() -> None:
+    cap = Storage.bytes_for(LEAST_CAPACITY)
+    held = VoxelMap(1.0, max_bytes=cap, when_full=WhenFull.EVICT)
+    features = VoxelFeatures(held, 1, max_rows=LEAST_CAPACITY)
+    points = line(3 * LEAST_CAPACITY, step=8.0)
+    for part in points.split(16):
+        held.insert_points(part, part[0], mode=Insert.ENDPOINT)
+        features.write(part, part[:, :1])
+        rows = features.rows(points)
+        there = held.occupancy(points) == 1
+        assert torch.equal(rows >= 0, there)
+        assert torch.equal(features.values[rows[there], 0], points[there, 0])
+    assert features.count == LEAST_CAPACITY == len(features.values)
+    held.clear()
+    assert features.count == 0 and features.rows(points).eq(-1).all()
+
+
+def test_more_rows_than_allowed_are_refused_and_nothing_is_written() -> None:
+    held = hit(line(100, step=8.0))
+    features = VoxelFeatures(held, 1, max_rows=70)
+    points = line(100, step=8.0)
+    features.write(points[:65], points[:65, :1])
+    with pytest.raises(FullError, match="needs 71 rows; allowed: max_rows = 70"):
+        features.write(points[60:71], torch.zeros(11, 1))
+    assert torch.equal(features.values[features.rows(points[:65])], points[:65, :1])
+    assert features.rows(points[65:]).eq(-1).all()
+    assert features.write(points[65:70], torch.zeros(5, 1)).new == 5
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=15, deadline=None)
+def test_many_writes_are_as_a_dictionary(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    held = VoxelMap(0.5)
+    features = VoxelFeatures(held, 2, dtype=torch.float64)
+    expected: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    for world in (0, 1, 0):
+        points = torch.randn(60, 3, generator=random) * 4
+        held.insert_points(points, HERE, mode=Insert.ENDPOINT, world=world)
+        new = torch.randn(60, 2, generator=random, dtype=torch.float64)
+        features.write(points, new, world=world)
+        for voxel, feature in zip((points * 2).floor().long().tolist(), new, strict=True):
+            expected.setdefault((world, *voxel), []).append(feature)
+        if world == 1:
+            held.clear_outside((0.0, 0.0, 0.0), 6.0, world=0)
+            near = held.occupancy
+            for key in [k for k in expected if k[0] == 0]:
+                at = (torch.tensor([key[1:]]) + 0.5) * 0.5
+                if near(at).item() < 0:
+                    del expected[key]
+    assert features.count == len(expected)
+    voxels = torch.tensor([key[1:] for key in expected])
+    worlds = torch.tensor([key[0] for key in expected])
+    rows = features.rows_of(voxels, world=worlds)
+    assert len(rows.unique()) == len(rows) and rows.ge(0).all()
+    means = torch.stack([torch.stack(each).mean(0) for each in expected.values()])
+    torch.testing.assert_close(features.values[rows], means)
+
+
+def write(
+    held: VoxelMap,
+    new: torch.Tensor | None = None,
+    how: Write = Write.GATED,
+    gate: torch.Tensor | None = None,
+) -> None:
+    new = torch.zeros(4, 1) if new is None else new
+    VoxelFeatures(held, 1).write(line(), new, how, gate=gate)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: VoxelFeatures(m, 0), "channels is 0"),
+        (lambda m: write(m, torch.zeros(4, 3)), r"allowed: shape \[4, 1\]"),
+        (lambda m: write(m, gate=torch.full((4,), 1.5)), "gate is '1.5 … 1.5'; allowed: 0 to 1"),
+        (lambda m: write(m, how=Write.GATED), "gate is None"),
+        (lambda m: write(m, how=Write.MEAN, gate=torch.ones(4)), "gate is tensor"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_by_name(call: Any, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        call(VoxelMap(1.0, kernel=Reference()))
