@@ -14,8 +14,8 @@ from engram.kernels.storage import Storage
 class Kernel(abc.ABC):
     """Operations on a `Storage`; arguments are checked, and lie where it does.
 
-    An insertion takes three calls, since the map needs room in between: `mark`, `missing`,
-    `apply`. Between them the marks of the scan are held here.
+    An insertion takes two calls, since the map needs room in between: `mark` and `apply`. Between
+    them the marks of the scan are held here.
     """
 
     @property
@@ -28,12 +28,8 @@ class Kernel(abc.ABC):
         """Cut a scan of many worlds into those that can be marked together."""
 
     @abc.abstractmethod
-    def mark(self, scan: Scan) -> Inserted:
-        """Find the voxels that a scan hits and passes through."""
-
-    @abc.abstractmethod
-    def missing(self, storage: Storage) -> int:
-        """How many of the blocks that the scan touched the map lacks."""
+    def mark(self, storage: Storage, scan: Scan) -> Inserted:
+        """Find the voxels that a scan hits and passes through, and count the blocks it brings."""
 
     @abc.abstractmethod
     def touched(self) -> Int[Tensor, " k"]:

@@ -57,7 +57,7 @@ class Reference(Kernel):
     def parts(self, scan: Scan) -> Iterable[Scan]:
         return each_world(scan)
 
-    def mark(self, scan: Scan) -> Inserted:
+    def mark(self, storage: Storage, scan: Scan) -> Inserted:
         if scan.mode is Insert.RAY_PER_VOXEL:
             ends, counts = self._ends(scan._replace(max_range=float("inf")))
             codes = morton(ends.fixed >> FRACTION).unique()
@@ -71,10 +71,7 @@ class Reference(Kernel):
         elif scan.mode is not Insert.ENDPOINT:
             free = self._carve(ends.fixed, scan)
         self.marks = Marks(int(scan.worlds), hit, free[~torch.isin(free, hit)])
-        return counts
-
-    def missing(self, storage: Storage) -> int:
-        return int((storage.find(self.touched()) < 0).sum())
+        return counts._replace(new_blocks=int((storage.find(self.touched()) < 0).sum()))
 
     def touched(self) -> Int[Tensor, " k"]:
         assert self.marks is not None

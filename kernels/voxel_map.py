@@ -276,15 +276,14 @@ class VoxelMap(VoxelQueries):
     def _insert(self, scan: Scan) -> Inserted:
         total = Inserted(0, 0, 0, 0)
         for part in self.kernel.parts(scan):
-            told = self.kernel.mark(part)
+            told = self.kernel.mark(self.storage, part)
             try:
-                missing = self.kernel.missing(self.storage)
-                evicted = self._make_room(missing, part)
+                evicted = self._make_room(told.new_blocks, part)
             except FullError:
                 self.kernel.discard()
                 raise
             self.kernel.apply(self.storage, self.evidence)
-            told = told._replace(new_blocks=missing, evicted_blocks=evicted)
+            told = told._replace(evicted_blocks=evicted)
             total = Inserted(*(a + b for a, b in zip(total, told, strict=True)))
         return total
 

@@ -1,191 +1,28 @@
-// Casting rays through the map: the slabs of ray.h, with steps over blocks and cubes of 4 x 4 x 4
-// that hold nothing to stop at.
-#include <algorithm>
-#include <limits>
+// Casting rays on the CPU.
+#include "cast.h"
 
-#include "map.h"
 #include "pool.h"
-#include "ray.h"
 
 using namespace vox;
-
-namespace {
-
-struct Caster {
-  const View& map;
-  bool stop_at_unknown;
-  int64_t world;
-  // The block that was looked at last.
-  int64_t key = kEmpty, slot = -1;
-
-  // Whether the ray stops in a voxel.
-  bool stops(uint64_t code) {
-    look(int64_t(code >> 9));
-    if (slot < 0) return stop_at_unknown;
-    const int word = int(code >> 6 & 7), bit = int(code & 63);
-    const uint64_t stop = map.occupied[slot * 8 + word] | (stop_at_unknown ? ~map.known[slot * 8 + word] : 0);
-    return stop >> bit & 1;
-  }
-
-  // The edge, in voxels, of the aligned cube around a voxel that holds nothing to stop at; 0: none.
-  int empty_cube(uint64_t code) {
-    look(int64_t(code >> 9));
-    if (slot < 0) return stop_at_unknown ? 0 : 8;
-    uint64_t any = 0;
-    const int word = int(code >> 6 & 7);
-    uint64_t here = 0;
-    for (int w = 0; w < 8; ++w) {
-      const uint64_t stop = map.occupied[slot * 8 + w] | (stop_at_unknown ? ~map.known[slot * 8 + w] : 0);
-      any |= stop;
-      if (w == word) here = stop;
-    }
-    return !any ? 8 : !here ? 4 : 0;
-  }
-
-  void look(int64_t block) {
-    const int64_t wanted = world << kKeyBits | block;
-    if (wanted == key) return;
-    key = wanted, slot = find(map, wanted);
-  }
-};
-
-struct Hit {
-  double distance;  // share of the ray at which the voxel is entered
-  uint64_t code;
-};
-
-// The voxels of slab k in order, and the share of the ray at which each is entered.
-struct Slab {
-  uint64_t code[3];
-  double share[3];
-};
-
-double share_at(const Ray& ray, int i, int64_t cell) {
-  const double way = double(ray.to[i] - ray.from[i]);
-  return way > 0 ? double((cell << kFraction) - ray.from[i]) / way : 0.0;
-}
-
-uint64_t unmirrored(const Ray& ray, int64_t x, int64_t y, int64_t z) {
-  const int64_t mirrored[3] = {x, y, z};
-  uint64_t code = 0;
-  for (int i = 0; i < 3; ++i)
-    code |= spread(uint64_t(ray.mirrored[i] ? (kMirror >> kFraction) - mirrored[i] : mirrored[i])) << ray.axis[i];
-  return code;
-}
-
-// Slabs that can be passed over from slab k on, since the ray stays in the cube of that edge.
-int slabs_in_cube(const Ray& ray, const double inverse[3], const Crossing& at, int k, int edge) {
-  int64_t last = (at.in[0] | (edge - 1)) - (ray.from[0] >> kFraction);  // slab
-  for (int i = 1; i < 3; ++i) {
-    if (ray.slope[i] == 0) continue;
-    // In slab j the coordinate is below first + j slope, which must not reach the cube's end.
-    const int64_t room = (((at.in[i] | (edge - 1)) + 1) << kFraction) - ray.first[i];
-    // The largest j with j slope < room, or one less: then the next slab is looked at for nothing.
-    int64_t slabs = room > 0 ? int64_t(double(room - 1) * inverse[i]) : -1;
-    slabs -= slabs > 0 && slabs * ray.slope[i] >= room;
-    last = std::min(last, slabs);
-  }
-  return int(std::min<int64_t>(last, ray.slabs - 1)) - k + 1;
-}
-
-// A box around all blocks of all worlds, in voxels: beyond it, nothing is occupied.
-struct Bounds {
-  int64_t least[3], most[3];
-};
-
-Bounds bounds_of(const View& map) {
-  Bounds box;
-  for (int j = 0; j < 3; ++j) box.least[j] = 2 * kBias, box.most[j] = -1;
-  for (int64_t slot = 0; slot < *map.count; ++slot) {
-    const uint64_t code = uint64_t(map.keys[slot]) & ((uint64_t{1} << kKeyBits) - 1);
-    for (int j = 0; j < 3; ++j) {
-      const int64_t at = 8 * int64_t(unspread(code >> j));
-      box.least[j] = std::min(box.least[j], at), box.most[j] = std::max(box.most[j], at + 7);
-    }
-  }
-  return box;
-}
-
-bool cast(Caster& caster, const Ray& ray, const Bounds& box, Hit& hit) {
-  int64_t begin = 0, last = ray.slabs;
-  if (!caster.stop_at_unknown) {  // the slabs that the box has a part in
-    const int a = ray.axis[0];
-    const int64_t start = ray.from[0] >> kFraction, all = kMirror >> kFraction;
-    begin = std::max(begin, (ray.mirrored[0] ? all - box.most[a] : box.least[a]) - start);
-    last = std::min(last, (ray.mirrored[0] ? all - box.least[a] : box.most[a]) - start);
-  }
-  const double inverse[3] = {0, 1 / double(ray.slope[1]), 1 / double(ray.slope[2])};
-  for (int k = int(begin); k <= last;) {
-    const Crossing at = crossing(ray, k);
-    const uint64_t entered = unmirrored(ray, at.in[0], at.in[1], at.in[2]);
-    const int edge = caster.empty_cube(entered);
-    if (edge) {
-      const int passed = slabs_in_cube(ray, inverse, at, k, edge);
-      if (passed > 0) {
-        k += passed;
-        continue;
-      }
-    }
-    const int64_t path[3][2] = {{at.in[1], at.in[2]},
-                                {at.y_first ? at.out[1] : at.in[1], at.y_first ? at.in[2] : at.out[2]},
-                                {at.out[1], at.out[2]}};
-    for (int s = 0; s < 3; ++s) {
-      if (s && path[s][0] == path[s - 1][0] && path[s][1] == path[s - 1][1]) continue;
-      const uint64_t code = unmirrored(ray, at.in[0], path[s][0], path[s][1]);
-      if (!caster.stops(code)) continue;
-      int through = 0;  // the axis whose boundary was crossed last
-      if (s) through = path[s][0] != path[s - 1][0] ? 1 : 2;
-      const int64_t cell = through == 0 ? at.in[0] : path[s][through - 1];
-      hit.code = code;
-      hit.distance = k == 0 && s == 0 ? 0.0 : share_at(ray, through, cell);
-      return true;
-    }
-    ++k;
-  }
-  return false;
-}
-
-}  // namespace
 
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Cast rays from origins along directions, [count, 3] each in metres, up to max_range or the grid's
-// border. distance: metres at which the first voxel that stops the ray is entered, infinite where
-// none does; code: its Morton code, -1 where none. A ray that begins off the grid or has no finite
-// direction is refused: its code is -2.
+// See CastJob. `room` is not used here.
 void vox_cast(const View* map, const double* origins, const double* directions, const int64_t* worlds, int64_t world,
               int64_t count, double voxel_size, double max_range, int64_t stop_at_unknown, int64_t threads,
-              double* distance, int64_t* code) {
-  const Bounds box = bounds_of(*map);
-  const double inverse = 1 / voxel_size, border = double(kBias) * voxel_size, inner = border - voxel_size / 2;
-  parallel(int(threads), count, 256, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      const double* o = origins + 3 * i;
-      const double* d = directions + 3 * i;
-      const double length = std::sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
-      const bool good = on_grid(o[0] * inverse) & on_grid(o[1] * inverse) & on_grid(o[2] * inverse);
-      distance[i] = std::numeric_limits<double>::infinity(), code[i] = -2;
-      if (!good || !(length > 0) || !std::isfinite(length)) continue;
-      double reach = max_range;
-      for (int j = 0; j < 3; ++j) {
-        const double along = d[j] / length;
-        if (along == 0) continue;
-        const double room = ((along > 0 ? inner : -inner) - o[j]) / along;
-        reach = std::min(reach, room > 0 ? room : 0.0);
-      }
-      Fixed from, to;
-      for (int j = 0; j < 3; ++j) {
-        from.v[j] = to_fixed(o[j] * inverse);
-        to.v[j] = to_fixed((o[j] + d[j] / length * reach) * inverse);
-      }
-      Caster caster{*map, stop_at_unknown != 0, worlds ? worlds[i] : world};
-      Hit hit;
-      code[i] = -1;
-      if (!cast(caster, make_ray(from, to), box, hit)) continue;
-      distance[i] = hit.distance * reach;
-      code[i] = int64_t(hit.code);
+              double* distance, int64_t* code, int64_t*) {
+  Bounds box;
+  for (int j = 0; j < 3; ++j) box.least[j] = 2 * kBias, box.most[j] = -1;
+  for (int64_t slot = 0; slot < *map->count; ++slot)
+    for (int j = 0; j < 3; ++j) {
+      const int64_t at = corner_of(*map, slot, j);
+      box.least[j] = std::min(box.least[j], at), box.most[j] = std::max(box.most[j], at + 7);
     }
+  const CastJob job{*map,      origins,   directions,           worlds,   world,
+                    voxel_size, max_range, stop_at_unknown != 0, distance, code};
+  parallel(int(threads), count, 256, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) job(i, box);
   });
 }
 

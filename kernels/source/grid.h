@@ -73,4 +73,20 @@ VOX_BOTH uint64_t hash(uint64_t key) {
   return key ^ key >> 29;
 }
 
+VOX_BOTH int popcount(uint64_t x) {
+#ifdef __CUDA_ARCH__
+  return __popcll(x);
+#else
+  return __builtin_popcountll(x);
+#endif
+}
+
+VOX_BOTH int lowest(uint32_t x) {  // the place of the lowest bit; x is not 0
+#ifdef __CUDA_ARCH__
+  return __ffs(int(x)) - 1;
+#else
+  return __builtin_ctz(x);
+#endif
+}
+
 }  // namespace vox

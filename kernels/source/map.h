@@ -26,7 +26,7 @@ struct Evidence {
   int32_t hit, miss, low, high, threshold;
 };
 
-inline int64_t find(const View& map, int64_t key) {
+VOX_BOTH int64_t find(const View& map, int64_t key) {
   const uint64_t mask = uint64_t(map.table_size) - 1;
   for (uint64_t at = hash(uint64_t(key)) & mask;; at = (at + 1) & mask) {
     const Entry& entry = map.table[at];

@@ -297,23 +297,14 @@ class Marking {
   }
 
   void far_slab(const Ray& ray, int k, uint64_t last, Notes& to) {
-    const Crossing at_slab = crossing(ray, k);
-    const int64_t* in = at_slab.in;
-    const int64_t* out = at_slab.out;
-    const bool y_first = at_slab.y_first;
-    const int64_t path[3][2] = {{in[1], in[2]}, {y_first ? out[1] : in[1], y_first ? in[2] : out[2]}, {out[1], out[2]}};
-    for (const auto& p : path) {
-      const int64_t mirrored[3] = {in[0], p[0], p[1]};
-      int64_t at[3];
-      for (int i = 0; i < 3; ++i)
-        at[ray.axis[i]] = ray.mirrored[i] ? (kMirror >> kFraction) - mirrored[i] : mirrored[i];
-      const uint64_t voxel = morton(uint64_t(at[0]), uint64_t(at[1]), uint64_t(at[2]));
-      if (voxel == last) continue;
+    visit_slab(ray, k, [&](uint64_t voxel) {
+      if (voxel == last) return;
+      const int64_t at[3] = {int64_t(unspread(voxel)), int64_t(unspread(voxel >> 1)), int64_t(unspread(voxel >> 2))};
       if (reach_.holds(at))
         marker_.mark(uint32_t(voxel) & marker_.mask, kFree);
       else
         to.sparse.mark(voxel, kFree);
-    }
+    });
   }
 
   void flush() {

@@ -1,6 +1,4 @@
 // Reading the map: voxels at points, and the table itself.
-#include <limits>
-
 #include "map.h"
 #include "pool.h"
 #include "sight.h"
@@ -48,8 +46,8 @@ int vox_level() {
   return 2;
 }
 
-// Fill an empty table from the keys of the slots in use.
-void vox_rehash(const View* map) {
+// Fill an empty table from the keys of the slots in use, by one thread.
+void vox_rehash(const View* map, int64_t) {
   const uint64_t mask = uint64_t(map->table_size) - 1;
   for (int64_t slot = 0; slot < *map->count; ++slot) {
     uint64_t at = hash(uint64_t(map->keys[slot])) & mask;
@@ -58,22 +56,16 @@ void vox_rehash(const View* map) {
   }
 }
 
-// Points in the world, [height * width, 3] in metres, of a depth image; NaN where the depth is no
-// number above 0.
+// The point of every pixel, [count, height * width, 3].
 void vox_unproject(const Sight* from, int64_t threads, float* points) {
-  const Sight& s = *from;
-  parallel(int(threads), s.height, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t v = begin; v < end; ++v) {
-      const double slope = (double(v) - s.cy) / s.fy;
-      for (int64_t u = 0; u < s.width; ++u) {
-        const double z = double(s.depth[v * s.width + u]);
-        const double x = (double(u) - s.cx) / s.fx * z, y = slope * z;
-        float* to = points + 3 * (v * s.width + u);
-        for (int j = 0; j < 3; ++j) {
-          const double* row = s.pose + 4 * j;
-          const double at = row[0] * x + row[1] * y + row[2] * z + row[3];
-          to[j] = z > 0 ? float(at) : std::numeric_limits<float>::quiet_NaN();
-        }
+  const Sight sight = *from;
+  parallel(int(threads), sight.count * sight.height, 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      const double slope = (double(row % sight.height) - sight.cy) / sight.fy;
+      const double* pose = sight.pose + row / sight.height * 16;
+      for (int64_t u = 0; u < sight.width; ++u) {
+        const int64_t i = row * sight.width + u;
+        sight.point(pose, double(u), slope, double(sight.depth[i]), points + 3 * i);
       }
     }
   });

@@ -82,4 +82,59 @@ VOX_BOTH Crossing crossing(const Ray& ray, int k) {
   return at;
 }
 
+// The code of a voxel of a ray, given by its mirrored coordinates.
+VOX_BOTH uint64_t unmirrored(const Ray& ray, int64_t x, int64_t y, int64_t z) {
+  const int64_t mirrored[3] = {x, y, z};
+  uint64_t code = 0;
+  for (int i = 0; i < 3; ++i)
+    code |= spread(uint64_t(ray.mirrored[i] ? (kMirror >> kFraction) - mirrored[i] : mirrored[i])) << ray.axis[i];
+  return code;
+}
+
+// Call visit(code) for the voxels of slab k, in order.
+template <class Visit>
+VOX_BOTH void visit_slab(const Ray& ray, int k, const Visit& visit) {
+  const Crossing at = crossing(ray, k);
+  visit(unmirrored(ray, at.in[0], at.in[1], at.in[2]));
+  if (at.in[1] == at.out[1] && at.in[2] == at.out[2]) return;
+  if (at.in[1] != at.out[1] && at.in[2] != at.out[2])
+    visit(unmirrored(ray, at.in[0], at.y_first ? at.out[1] : at.in[1], at.y_first ? at.in[2] : at.out[2]));
+  visit(unmirrored(ray, at.in[0], at.out[1], at.out[2]));
+}
+
+// Call visit(code) for the voxels of all slabs, in order: additions to fixed-point and to dilated
+// coordinates, which are those of crossing().
+template <class Visit>
+VOX_BOTH void visit_ray(const Ray& ray, const Visit& visit) {
+  visit_slab(ray, 0, visit);
+  if (ray.slabs > 1) {
+    constexpr uint64_t all = 0x0049249249249249ull;  // the bits of axis 0 in a code of 57
+    const uint64_t mask[3] = {all << ray.axis[0], all << ray.axis[1], all << ray.axis[2]};
+    uint64_t flip = 0, at[3];
+    int64_t fixed[3];
+    for (int i = 0; i < 3; ++i) {
+      flip |= ray.mirrored[i] ? mask[i] : 0;
+      fixed[i] = i ? ray.first[i] : ray.from[0] + kOne;
+      at[i] = spread(uint64_t(fixed[i] >> kFraction)) << ray.axis[i];
+    }
+    constexpr uint32_t below = uint32_t(kOne) - 1;
+    uint32_t y = uint32_t(fixed[1]) & below, z = uint32_t(fixed[2]) & below;
+    const uint32_t sy = uint32_t(ray.slope[1]), sz = uint32_t(ray.slope[2]);
+    const float fsy = float(sy), fsz = float(sz);
+    for (int k = 1; k < ray.slabs; ++k) {
+      visit((at[0] | at[1] | at[2]) ^ flip);
+      const uint32_t y_end = y + sy, z_end = z + sz;
+      const bool y_out = y_end > below, z_out = z_end > below;
+      const bool y_first = second_first(int32_t(y), int32_t(z), fsy, fsz);
+      const uint64_t y_next = (at[1] - mask[1]) & mask[1], z_next = (at[2] - mask[2]) & mask[2];
+      if (y_out && z_out) visit((at[0] | (y_first ? y_next : at[1]) | (y_first ? at[2] : z_next)) ^ flip);
+      at[1] = y_out ? y_next : at[1], at[2] = z_out ? z_next : at[2];
+      if (y_out || z_out) visit((at[0] | at[1] | at[2]) ^ flip);
+      at[0] = (at[0] - mask[0]) & mask[0];
+      y = y_end & below, z = z_end & below;
+    }
+  }
+  if (ray.slabs) visit_slab(ray, ray.slabs, visit);
+}
+
 }  // namespace vox

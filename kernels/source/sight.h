@@ -6,12 +6,27 @@
 
 namespace vox {
 
-// Filled in by Python; its twin is native.Sight.
+// Images of one camera. Filled in by Python; its twin is compiled.Sight.
 struct Sight {
-  const float* depth;   // [height, width], metres
-  const double* pose;   // [4, 4], camera to world
-  int64_t width, height;
+  const float* depth;   // [count, height, width], metres
+  const double* pose;   // [count, 4, 4], camera to world
+  int64_t count, width, height;
   double fx, fy, cx, cy;
+
+  VOX_BOTH Sight one(int64_t i) const {
+    return {depth + i * width * height, pose + i * 16, 1, width, height, fx, fy, cx, cy};
+  }
+
+  // The point in the world, in metres, of a pixel that shows depth z; NaN where that is no number
+  // above 0.
+  VOX_BOTH void point(const double* pose_of_image, double u, double v_slope, double z, float to[3]) const {
+    const double x = (u - cx) / fx * z, y = v_slope * z;
+    for (int j = 0; j < 3; ++j) {
+      const double* row = pose_of_image + 4 * j;
+      const double at = row[0] * x + row[1] * y + row[2] * z + row[3];
+      to[j] = z > 0 ? float(at) : NAN;
+    }
+  }
 };
 
 // The part of a block's voxels in the camera's coordinates: those of voxel (x, y, z) are
