@@ -3,6 +3,7 @@
 from engram.kernels.answers import FullError, WhenFull
 from engram.kernels.errors import EngramError
 from engram.kernels.occupancy import Occupancy
+from engram.kernels.octomap_file import read_octomap, write_octomap
 from engram.kernels.scan import Camera, Insert, Inserted
 from engram.kernels.voxel_map import VoxelMap
 
@@ -15,4 +16,6 @@ __all__ = [
     "Occupancy",
     "VoxelMap",
     "WhenFull",
+    "read_octomap",
+    "write_octomap",
 ]
