@@ -5,6 +5,7 @@ from engram.kernels.errors import EngramError
 from engram.kernels.features import VoxelFeatures, Write, Written
 from engram.kernels.normals import Normals, surface_normals
 from engram.kernels.occupancy import Occupancy
+from engram.kernels.octomap_file import read_octomap, write_octomap
 from engram.kernels.scan import Camera, Insert, Inserted
 from engram.kernels.voxel_map import VoxelMap
 
@@ -21,5 +22,7 @@ __all__ = [
     "WhenFull",
     "Write",
     "Written",
+    "read_octomap",
     "surface_normals",
+    "write_octomap",
 ]

@@ -1,6 +1,5 @@
 """Maps on disk: NPZ without objects, the same bytes for the same map."""
 
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from engram.kernels.errors import DataError
 from engram.kernels.grid import CELLS, Evidence
 from engram.kernels.storage import UNKNOWN, Storage
+from engram.kernels.whole_file import whole_file
 
 FORMAT = 1
 """Version of the layout; a reader refuses others."""
@@ -38,15 +38,8 @@ def write_map(path: Path, storage: Storage, voxel_size: float, evidence: Evidenc
         "keys": keys.numpy(force=True),
         "log_odds": storage.log_odds[: storage.count][order].numpy(force=True),
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read_map(path: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def nodes(storage: Storage, level: int, world: int, threshold: int) -> Nodes:
     """Sum a world up to nodes of 2^level voxels."""
     if not 0 <= level <= VOXEL_BITS:
         raise InvalidValueError("level", level, f"0 to {VOXEL_BITS}")
-    slots, blocks = _of_world(storage, world)
+    slots, blocks = blocks_of_world(storage, world)
     value = storage.log_odds[slots]
     within = 8 ** min(level, 3)
     known, occupied = (
@@ -80,7 +80,7 @@ def box(
     threshold: int,
 ) -> KnownVoxels:
     """Return the known voxels with coordinates least … most, both included."""
-    slots, blocks = _of_world(storage, world)
+    slots, blocks = blocks_of_world(storage, world)
     corner = 8 * unmorton(blocks) - BIAS
     (near,) = ((corner <= most) & (corner + 7 >= least)).all(1).nonzero(as_tuple=True)
     found = _known(storage, slots[near], blocks[near], threshold)
@@ -92,7 +92,7 @@ def frustum(
     storage: Storage, view: View, voxel_size: float, world: int, threshold: int
 ) -> KnownVoxels:
     """Return the known voxels whose centres a camera sees, whatever stands before them."""
-    slots, blocks = _of_world(storage, world)
+    slots, blocks = blocks_of_world(storage, world)
     pose, depth = view.pose_camera_to_world, view.depth
     rotation, translation = pose[:3, :3], pose[:3, 3]
 
@@ -125,8 +125,8 @@ def _planes(camera: Camera) -> Float[Tensor, "4 3"]:
     return planes / planes.norm(dim=1, keepdim=True)
 
 
-def _of_world(storage: Storage, world: int) -> tuple[Int[Tensor, " s"], Int[Tensor, " s"]]:
-    """Slots of a world's blocks and their Morton codes, sorted by these."""
+def blocks_of_world(storage: Storage, world: int) -> tuple[Int[Tensor, " s"], Int[Tensor, " s"]]:
+    """Return the slots of a world's blocks and their Morton codes, sorted by these."""
     keys = storage.keys[: storage.count]
     (slots,) = (keys >> KEY_BITS == world).nonzero(as_tuple=True)
     slots = slots[keys[slots].argsort()]

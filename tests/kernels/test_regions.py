@@ -27,6 +27,11 @@ def test_voxels_of_the_octree_are_the_map() -> None:
     assert centres[leaves.occupied == 1].equal(held.occupied_centres())
 
 
+@pytest.mark.parametrize("level", range(20))
+def test_an_empty_world_has_no_nodes(level: int) -> None:
+    assert len(scanned().nodes(level, world=2).node) == len(VoxelMap(0.5).nodes(level).node) == 0
+
+
 @pytest.mark.parametrize("level", range(1, 20))
 def test_a_node_counts_what_its_children_count(level: int) -> None:
     held = scanned()
