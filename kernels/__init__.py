@@ -1,6 +1,6 @@
 """Spatial indexes and the error root: the bottom of the house."""
 
-from engram.kernels.answers import FullError, WhenFull
+from engram.kernels.answers import FullError, RefusedError, WhenFull
 from engram.kernels.errors import EngramError
 from engram.kernels.features import VoxelFeatures, Write, Written
 from engram.kernels.normals import Normals, surface_normals
@@ -17,6 +17,7 @@ __all__ = [
     "Inserted",
     "Normals",
     "Occupancy",
+    "RefusedError",
     "VoxelFeatures",
     "VoxelMap",
     "WhenFull",

@@ -16,6 +16,10 @@ class WhenFull(enum.Enum):
     """Raise `FullError`; the map stays as it was."""
     EVICT = "evict"
     """Drop the blocks of this world that are farthest from the sensor, and report how many."""
+    RAISE_LATER = "raise later"
+    """On a CUDA device: allocate all memory at once, so that insertions never wait for the device.
+    A scan for which there is no room is left out as a whole, and a later insertion, or `wait`,
+    raises `RefusedError`. Elsewhere as RAISE."""
 
 
 class FullError(EngramError):
@@ -25,6 +29,17 @@ class FullError(EngramError):
         super().__init__(
             f"the map needs {needed} {unit}; allowed: max_{unit} = {cap} (clear_outside makes "
             "room, and so does when_full=WhenFull.EVICT, which drops what is far)"
+        )
+
+
+class RefusedError(FullError):
+    """Scans were left out, since the map would have exceeded its cap (`WhenFull.RAISE_LATER`)."""
+
+    def __init__(self, scans: int, cap: int):
+        EngramError.__init__(
+            self,
+            f"{scans} earlier insertion(s) had no room and were left out; allowed: "
+            f"max_bytes = {cap} (clear and clear_outside make room)",
         )
 
 

@@ -26,8 +26,13 @@ def checked_scan(
     mode: Insert,
     max_range: float,
     images: Images | None = None,
+    wait: bool = True,
 ) -> Scan:
-    """Return scans whose origins lie on the grid, one for each of several worlds."""
+    """Return scans whose origins lie on the grid, one for each of several worlds.
+
+    Unless `wait`, origins on a device are not looked at: then the kernels count the points of one
+    off the grid as off the grid.
+    """
     if not isinstance(mode, Insert):
         raise InvalidValueError("mode", mode, [str(each) for each in Insert])
     if not max_range > 0:
@@ -42,12 +47,13 @@ def checked_scan(
         raise InvalidValueError("points", tuple(points.shape), "shape [n, 3] or [B, n, 3]")
     batched = points.ndim == 3
     count = len(points) if batched else 1
-    at = torch.as_tensor(origin, dtype=torch.float64).cpu()
+    at = torch.as_tensor(origin, dtype=torch.float64)
     if at.shape != ((count, 3) if batched else (3,)):
         allowed = f"shape {[count, 3] if batched else [3]}, as points are {list(points.shape)}"
         raise InvalidValueError("origin", list(at.shape), allowed)
     border = BIAS * voxel_size
-    if not bool(((at >= -border) & (at < border)).all()):
+    known = wait or at.device.type == "cpu"
+    if known and not bool(((at >= -border) & (at < border)).all()):
         raise InvalidValueError("origin", at.tolist(), f"within {border} m of the grid's centre")
     if world is None:
         world = range(count) if batched else 0
@@ -59,7 +65,7 @@ def checked_scan(
         checked_world(each)
     return Scan(
         points if batched else points[None],
-        at.view(count, 3),
+        on_device(at.reshape(count, 3), points.device),
         worlds,
         voxel_size,
         float(max_range),
@@ -80,8 +86,12 @@ def checked_images(
     camera: Camera,
     pose_camera_to_world: Float[Tensor, "*B 4 4"],
     device: torch.device,
+    wait: bool = True,
 ) -> Images:
-    """Return depth images as large as the camera's, and a rigid pose for each."""
+    """Return depth images as large as the camera's, and a rigid pose for each.
+
+    Unless `wait`, poses on a device are not looked at.
+    """
     size = (camera.height, camera.width)
     if depth.ndim not in (2, 3) or depth.shape[-2:] != size or not depth.is_floating_point():
         seen = f"{depth.dtype}{list(depth.shape)}"
@@ -96,9 +106,11 @@ def checked_images(
     if poses.shape != (*wanted, 4, 4):
         allowed = f"shape {[*wanted, 4, 4]}, as depth is {list(depth.shape)}"
         raise InvalidValueError("pose_camera_to_world", list(poses.shape), allowed)
-    poses = checked_poses("pose_camera_to_world", poses.reshape(-1, 4, 4))
-    images = depth.reshape(-1, *size).to(device, torch.float32)
-    return Images(images, camera, poses.to(device))
+    poses = poses.reshape(-1, 4, 4).contiguous()
+    if wait or poses.device.type == "cpu":
+        checked_poses("pose_camera_to_world", poses)
+    images = depth.reshape(-1, *size).to(device, torch.float32).contiguous()
+    return Images(images, camera, on_device(poses, device))
 
 
 def checked_world(world: int) -> int:
@@ -118,6 +130,13 @@ def checked_worlds(world: Worlds, items: Tensor, device: torch.device) -> Worlds
         seen = f"{int(world.min())} … {int(world.max())}"
         raise InvalidValueError("world", seen, f"0 to {WORLDS - 1}")
     return world.to(device, torch.int64).contiguous()
+
+
+def on_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device without waiting for it: from pinned memory, which torch keeps for it."""
+    if device.type == "cuda" and numbers.device.type == "cpu":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True).contiguous()
 
 
 def checked_vector(name: str, given: Vector) -> tuple[float, float, float]:

@@ -12,9 +12,8 @@ from engram.kernels import octomap_tree
 from engram.kernels.checks import checked_world
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.kernels.grid import BIAS, morton, unmorton
-from engram.kernels.native import Native
+from engram.kernels.kernel import Kernel
 from engram.kernels.octomap_tree import FREE_LEAF, OCCUPIED_LEAF, Blocks, Leaves
-from engram.kernels.reference import Reference
 from engram.kernels.regions import blocks_of_world
 from engram.kernels.storage import UNKNOWN, Storage
 from engram.kernels.voxel_map import VoxelMap
@@ -79,7 +78,7 @@ def read_octomap(
     path: str | Path,
     *,
     device: torch.device | str = "cpu",
-    kernel: Native | Reference | None = None,
+    kernel: Kernel | None = None,
 ) -> VoxelMap:
     """Read a file that OctoMap's `writeBinary` or `write_octomap` wrote, into world 0.
 

@@ -84,17 +84,21 @@ class Bundle(NamedTuple):
     """Whether voxels that no scan touched stop a ray too."""
 
 
+Count = int | Int[Tensor, ""]
+"""A number; on the device where nobody waits for it (`WhenFull.RAISE_LATER`)."""
+
+
 class Inserted(NamedTuple):
     """What became of a scan's points, and of the map."""
 
-    hits: int
+    hits: Count
     """Points within range: their voxels count as hit. With a ray per end voxel, all points on the
     grid, since it is the voxel's centre that is in range or not."""
-    beyond_range: int
+    beyond_range: Count
     """Points beyond the range; their rays count up to it."""
-    not_finite: int
+    not_finite: Count
     """Points with a NaN or an infinity, left out."""
-    off_grid: int
+    off_grid: Count
     """Points beyond the grid's border, left out."""
-    new_blocks: int = 0
-    evicted_blocks: int = 0
+    new_blocks: Count = 0
+    evicted_blocks: Count = 0

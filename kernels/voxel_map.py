@@ -1,8 +1,6 @@
 """The voxel map: occupancy, rays and blocks of many worlds in one structure."""
 
-import functools
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from engram.kernels import native
 from engram.kernels.answers import FullError, WhenFull
 from engram.kernels.checks import (
     Vector,
@@ -20,16 +17,16 @@ from engram.kernels.checks import (
     checked_vector,
     checked_world,
 )
+from engram.kernels.choice import choose_kernel
+from engram.kernels.device import Device
 from engram.kernels.errors import InvalidValueError
 from engram.kernels.eviction import block_distances, without_farthest
 from engram.kernels.grid import KEY_BITS, Evidence
 from engram.kernels.kernel import Kernel
 from engram.kernels.map_file import fill, read_map, write_map
 from engram.kernels.merging import seen_from
-from engram.kernels.native import Native
 from engram.kernels.occupancy import Occupancy
 from engram.kernels.queries import VoxelQueries
-from engram.kernels.reference import Reference
 from engram.kernels.scan import Camera, Insert, Inserted, Scan
 from engram.kernels.storage import LEAST_CAPACITY, UNKNOWN, Storage
 
@@ -73,6 +70,13 @@ class VoxelMap(VoxelQueries):
         self.max_bytes, self.when_full = max_bytes, when_full
         self.storage = Storage(device)
         self.kernel = kernel or choose_kernel(self.storage.device)
+        self.later: Device | None = None
+        if when_full is WhenFull.RAISE_LATER and isinstance(self.kernel, Device):
+            if max_bytes is None:
+                raise InvalidValueError("max_bytes", max_bytes, f"a number, in {when_full}")
+            self.storage.grow(Storage.capacity_within(max_bytes))
+            self.kernel.reserve(self.storage.capacity)
+            self.later = self.kernel
 
     @property
     def nbytes(self) -> int:
@@ -114,6 +118,7 @@ class VoxelMap(VoxelQueries):
             voxel_size=self.voxel_size,
             mode=mode,
             max_range=max_range,
+            wait=self.later is None,
         )
         return self._insert(scan)
 
@@ -141,7 +146,8 @@ class VoxelMap(VoxelQueries):
         Raises:
             FullError: Likewise.
         """
-        images = checked_images(depth, camera, pose_camera_to_world, self.device)
+        wait = self.later is None
+        images = checked_images(depth, camera, pose_camera_to_world, self.device, wait=wait)
         points, origins = self.kernel.unproject(images), images.poses_camera_to_world[:, :3, 3]
         single = depth.ndim == 2
         scan = checked_scan(
@@ -152,8 +158,20 @@ class VoxelMap(VoxelQueries):
             mode=mode,
             max_range=max_range,
             images=images,
+            wait=wait,
         )
         return self._insert(scan)
+
+    def wait(self) -> None:
+        """Wait for the device, and raise what insertions put off.
+
+        Raises:
+            RefusedError: If scans were left out (`WhenFull.RAISE_LATER`).
+        """
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.later is not None:
+            self.later.raise_refused(self.max_bytes or 0)
 
     def merge(
         self, other: "VoxelMap", pose_other_to_map: Float[Tensor, "4 4"] | None = None
@@ -274,11 +292,14 @@ class VoxelMap(VoxelQueries):
         }
 
     def _insert(self, scan: Scan) -> Inserted:
+        if self.later is not None:
+            self.later.raise_refused(self.max_bytes or 0)
+            return self.later.enqueue(self.storage, scan, self.evidence)
         total = Inserted(0, 0, 0, 0)
         for part in self.kernel.parts(scan):
             told = self.kernel.mark(self.storage, part)
             try:
-                evicted = self._make_room(told.new_blocks, part)
+                evicted = self._make_room(int(told.new_blocks), part)
             except FullError:
                 self.kernel.discard()
                 raise
@@ -319,19 +340,3 @@ class VoxelMap(VoxelQueries):
         (slots,) = keep.nonzero(as_tuple=True)
         self.storage.keep(slots)
         self.kernel.rehash(self.storage)
-
-
-@functools.cache
-def _say_once(device: str) -> None:
-    warnings.warn(
-        f"no compiled kernels for {device}: VoxelMap runs in torch alone, correct but slower",
-        stacklevel=4,
-    )
-
-
-def choose_kernel(device: torch.device) -> Kernel:
-    """Return the compiled kernels where there are any for the device."""
-    if device.type == "cpu" and native.libraries():
-        return Native()
-    _say_once(str(device))
-    return Reference()

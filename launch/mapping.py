@@ -53,7 +53,7 @@ def build_map(arguments: list[str], console: Console) -> int:
         task = progress.add_task("", total=len(recording))
         for scan in recording:
             began = time.perf_counter()
-            total += insert(held, scan, MODES[mode], max_range)
+            total += [int(x) for x in insert(held, scan, MODES[mode], max_range)]
             busy += time.perf_counter() - began
             places.append(_origin(scan))
             if isinstance(scan, Frame):

@@ -68,9 +68,11 @@ VOX_BOTH uint64_t morton(uint64_t x, uint64_t y, uint64_t z) {
   return spread(x) | spread(y) << 1 | spread(z) << 2;
 }
 
+// The world, in the key's highest bits, counts in the lowest ones too: many small worlds differ in
+// nothing else.
 VOX_BOTH uint64_t hash(uint64_t key) {
-  key *= 0x9e3779b97f4a7c15ull;
-  return key ^ key >> 29;
+  key = (key ^ key >> 31) * 0x9e3779b97f4a7c15ull;
+  return key ^ key >> 32;
 }
 
 VOX_BOTH int popcount(uint64_t x) {

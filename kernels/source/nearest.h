@@ -257,7 +257,7 @@ VOX_BOTH void write(const Found& found, double voxel_size, float* metres, int32_
   for (int j = 0; j < 3; ++j) voxel[j] = int32_t(int64_t(unspread(uint64_t(found.code) >> j)) - kBias);
 }
 
-bool query_at(const float* point, int64_t world, double inverse, Query& q) {
+VOX_BOTH bool query_at(const float* point, int64_t world, double inverse, Query& q) {
   for (int j = 0; j < 3; ++j) {
     const double x = double(point[j]) * inverse;
     if (!on_grid(x)) return false;

@@ -19,8 +19,6 @@ from engram.kernels.storage import LEAST_CAPACITY, Storage
 from engram.launch.recordings import read_ply
 
 COMPILED_ONLY = pytest.mark.skipif(not native.libraries(), reason="no compiled kernels")
-COMPILED = pytest.param(Native, marks=COMPILED_ONLY)
-everywhere = pytest.mark.parametrize("kernel", [COMPILED, Reference])
 
 
 HERE = (0.0, 0.0, 0.0)
@@ -36,7 +34,6 @@ def project(held: VoxelMap, max_range: float = 9.0, poses: torch.Tensor | None =
     held.insert_depth(torch.ones(1, 1), camera, pose, mode=Insert.PROJECTIVE, max_range=max_range)
 
 
-@everywhere
 def test_a_ray_frees_what_it_passes_and_hits_what_it_ends_in(kernel: Any) -> None:
     held = VoxelMap(1.0, kernel=kernel())
     told = held.insert_points(cloud((3.5, 0.5, 0.5)), (0.5, 0.5, 0.5))
@@ -49,7 +46,6 @@ def test_a_ray_frees_what_it_passes_and_hits_what_it_ends_in(kernel: Any) -> Non
     }  # fmt: skip
 
 
-@everywhere
 def test_a_voxel_counts_once_per_scan_and_a_hit_outweighs_rays(kernel: Any) -> None:
     held = VoxelMap(1.0, kernel=kernel())
     # Three points in one voxel, and a ray through it to a fourth.
@@ -57,7 +53,6 @@ def test_a_voxel_counts_once_per_scan_and_a_hit_outweighs_rays(kernel: Any) -> N
     assert held.log_odds(cloud((2.5, 0.5, 0.5), (3.5, 0.5, 0.5))).tolist() == [23, -11]
 
 
-@everywhere
 def test_evidence_is_clamped_so_that_it_can_be_overcome(kernel: Any) -> None:
     held = VoxelMap(1.0, kernel=kernel())
     there, through = cloud((2.5, 0.5, 0.5)), cloud((4.5, 0.5, 0.5))
@@ -70,7 +65,6 @@ def test_evidence_is_clamped_so_that_it_can_be_overcome(kernel: Any) -> None:
     assert held.log_odds(there).item() == -54
 
 
-@everywhere
 @pytest.mark.parametrize("mode", [m for m in Insert if m is not Insert.PROJECTIVE])
 def test_points_beyond_the_range_are_no_hits(kernel: Any, mode: Insert) -> None:
     held = VoxelMap(1.0, kernel=kernel())
@@ -81,7 +75,6 @@ def test_points_beyond_the_range_are_no_hits(kernel: Any, mode: Insert) -> None:
     assert seen == [0] * free + [-1] * (11 - free)
 
 
-@everywhere
 def test_what_is_no_point_is_counted_and_left_out(kernel: Any) -> None:
     held = VoxelMap(0.5, kernel=kernel())
     points = cloud(
@@ -93,7 +86,6 @@ def test_what_is_no_point_is_counted_and_left_out(kernel: Any) -> None:
     assert held.stats()["occupied"] == 1
 
 
-@everywhere
 def test_worlds_are_apart(kernel: Any) -> None:
     held = VoxelMap(1.0, kernel=kernel())
     here = cloud((3.5, 0.5, 0.5))
@@ -114,7 +106,6 @@ def test_worlds_are_apart(kernel: Any) -> None:
     assert held.stats()["blocks"] == 0 and held.occupancy(asked, world=worlds).tolist() == [-1] * 3
 
 
-@everywhere
 def test_a_ray_stops_at_the_border_of_the_first_occupied_voxel(kernel: Any) -> None:
     held = VoxelMap(0.5, kernel=kernel())
     held.insert_points(cloud((5.2, 0.2, 0.2)), (0.2, 0.2, 0.2))
@@ -130,7 +121,6 @@ def test_a_ray_stops_at_the_border_of_the_first_occupied_voxel(kernel: Any) -> N
     assert dark.distance.tolist() == [pytest.approx(d, abs=1e-6) for d in (4.8, 0.2, 0.3 * 2**0.5)]
 
 
-@everywhere
 def test_neighbours_are_voxel_centres_in_order(kernel: Any) -> None:
     held = VoxelMap(1.0, kernel=kernel())
     points = cloud((0.5, 0.5, 0.5), (3.5, 0.5, 0.5), (0.5, 4.5, 0.5), (-20.5, 0.5, 0.5))
@@ -148,7 +138,6 @@ def test_neighbours_are_voxel_centres_in_order(kernel: Any) -> None:
     ]  # fmt: skip
 
 
-@everywhere
 def test_a_full_map_raises_and_stays_as_it_was(kernel: Any) -> None:
     cap = Storage.bytes_for(LEAST_CAPACITY)
     held = VoxelMap(1.0, max_bytes=cap, kernel=kernel())
@@ -162,7 +151,6 @@ def test_a_full_map_raises_and_stays_as_it_was(kernel: Any) -> None:
     assert held.storage.count == LEAST_CAPACITY and held.nbytes <= cap
 
 
-@everywhere
 def test_a_full_map_may_drop_what_is_far_instead(kernel: Any) -> None:
     cap = Storage.bytes_for(LEAST_CAPACITY)
     held = VoxelMap(1.0, max_bytes=cap, when_full=WhenFull.EVICT, kernel=kernel())
@@ -192,7 +180,6 @@ def test_only_points_far_away_take_the_large_window() -> None:
     assert small < 2**25 < kernel.nbytes
 
 
-@everywhere
 def test_a_map_at_its_cap_keeps_its_arrays(kernel: Any) -> None:
     cap = Storage.bytes_for(LEAST_CAPACITY)
     held = VoxelMap(1.0, max_bytes=cap, when_full=WhenFull.EVICT, kernel=kernel())
@@ -204,7 +191,6 @@ def test_a_map_at_its_cap_keeps_its_arrays(kernel: Any) -> None:
     assert held.occupancy(torch.cat([line[:-2], line[:2] - 16])).eq(1).all()
 
 
-@everywhere
 def test_clearing_outside_a_ball_keeps_the_blocks_it_touches(kernel: Any) -> None:
     held = VoxelMap(1.0, kernel=kernel())
     line = torch.arange(20)[:, None] * torch.tensor([8.0, 0, 0]) + 0.5
@@ -216,7 +202,6 @@ def test_clearing_outside_a_ball_keeps_the_blocks_it_touches(kernel: Any) -> Non
     assert held.occupancy(line, world=1).eq(1).all()
 
 
-@everywhere
 def test_a_map_grows_and_is_written_the_same_whatever_the_order_of_slots(
     kernel: Any, tmp_path: Path
 ) -> None:
@@ -381,7 +366,6 @@ print(len(seen), seen[0].message)
     assert done.stdout.startswith("1 no compiled kernels for cpu: VoxelMap runs in torch alone")
 
 
-@everywhere
 def test_projection_frees_what_lies_before_what_a_pixel_shows(kernel: Any) -> None:
     held = VoxelMap(1.0, kernel=kernel())
     # One pixel, half a metre wide at one metre, sees a wall at 5.2 m.
@@ -400,7 +384,6 @@ def test_projection_frees_what_lies_before_what_a_pixel_shows(kernel: Any) -> No
     assert held.occupancy(beside).tolist() == [-1, -1, 0, 0, -1, -1, -1]
 
 
-@everywhere
 def test_each_world_of_a_batch_gets_its_own_scan(kernel: Any) -> None:
     held = VoxelMap(1.0, kernel=kernel())
     points = torch.stack([cloud((2.5, 0.5, 0.5)), cloud((0.5, 3.5, 0.5))])
