@@ -15,6 +15,7 @@ commands
   eval     evaluate trained runs on fresh seeds: engram eval out=<folder>
   info     memories, environments and devices to choose from
   map      voxel map of a recording: engram map <folder> voxel_size=0.05 max_range=5
+           --view shows it in a Rerun viewer while it is made, view=FILE.rrd records that
 
 keys of train and compare (all others: engram info, configs/train.yaml)
   env=NAME            the task; its settings are env.<key>=<value>

@@ -13,6 +13,7 @@ from engram.kernels import Camera
 from engram.kernels.errors import DataError, MissingPackageError
 
 INTRINSICS = "camera-intrinsics.txt"
+COLOURS = (".jpg", ".png")
 MILLIMETRE = 1e-3
 INVALID = (0, 65535)
 """Depths that stand for none."""
@@ -26,6 +27,8 @@ class Frame(NamedTuple):
     camera: Camera
     pose_camera_to_world: Float[Tensor, "4 4"]
     """float64, rigid."""
+    colour: Path | None
+    """The picture of the same moment, unread, if there is one."""
 
 
 class Cloud(NamedTuple):
@@ -41,9 +44,10 @@ class Recording:
     """What lies in a folder, in the order of names.
 
     RGB-D: `camera-intrinsics.txt` (3 × 3) and, for each frame, `<name>.depth.png` (16 bits, mm; 0
-    and 65535 are none) and `<name>.pose.txt` (4 × 4, camera to world). Clouds: `<name>.ply` with
-    vertices x, y, z, and their pose in `<name>.pose.txt` or `T_<any>_<name>.txt` (4 × 4, scan to
-    world); without one a scan lies in the world's frame, the sensor at its origin.
+    and 65535 are none), `<name>.pose.txt` (4 × 4, camera to world) and, where there is one,
+    `<name>.color.jpg` or `.png`. Clouds: `<name>.ply` with vertices x, y, z, and their pose in
+    `<name>.pose.txt` or `T_<any>_<name>.txt` (4 × 4, scan to world); without one a scan lies in the
+    world's frame, the sensor at its origin.
 
     Args:
         folder: Where they lie.
@@ -83,7 +87,9 @@ class Recording:
         (fx, _, cx), (_, fy, cy), _ = self.intrinsics.tolist()
         height, width = depth.shape
         camera = Camera(width, height, fx, fy, cx, cy)
-        return Frame(torch.from_numpy(depth), camera, torch.from_numpy(pose))
+        pictures = (self.folder / f"{name}.color{suffix}" for suffix in COLOURS)
+        colour = next((picture for picture in pictures if picture.is_file()), None)
+        return Frame(torch.from_numpy(depth), camera, torch.from_numpy(pose), colour)
 
     def cloud(self, path: Path) -> Cloud:
         """Read a cloud and bring it to the world's frame."""
