@@ -31,6 +31,10 @@ from engram.kernels.scan import Camera, Insert, Inserted, Scan
 from engram.kernels.storage import LEAST_CAPACITY, UNKNOWN, Storage
 
 
+DOUBLED = 512
+"""Capacity [blocks] below which a map doubles when it grows; above, it grows by a quarter."""
+
+
 class VoxelMap(VoxelQueries):
     """Log-odds of occupancy in voxels, after OctoMap (Hornung et al. 2013).
 
@@ -328,7 +332,8 @@ class VoxelMap(VoxelQueries):
             if keep is None:
                 raise FullError(Storage.bytes_for(needed), self.max_bytes or 0)
             storage.keep(keep.nonzero()[:, 0])
-        capacity = max(needed, storage.capacity + storage.capacity // 4)
+        small = storage.capacity < DOUBLED
+        capacity = max(needed, storage.capacity * 2 if small else storage.capacity * 5 // 4)
         if self.max_bytes is not None:
             capacity = min(capacity, limit)
         if capacity > storage.capacity:  # a map at its cap keeps its arrays

@@ -8,27 +8,45 @@ using namespace vox;
 
 namespace {
 
-// The new log-odds of a block, by what was marked.
-void update(const uint8_t* marks, const Evidence& by, int8_t* log_odds) {
+// Update the log-odds of a block by what was marked, and its masks.
+#ifdef __AVX512BW__
+void update(const uint8_t* marks, const Evidence& by, int8_t* log_odds, uint64_t* known, uint64_t* occupied) {
+  const __m512i unknown = _mm512_set1_epi8(kUnknown), hit = _mm512_set1_epi8(char(by.hit)),
+                miss = _mm512_set1_epi8(char(by.miss)), low = _mm512_set1_epi8(char(by.low)),
+                high = _mm512_set1_epi8(char(by.high));
+  for (int w = 0; w < 8; ++w) {
+    const __m512i mark = _mm512_loadu_si512(marks + 64 * w);
+    __m512i value = _mm512_loadu_si512(log_odds + 64 * w);
+    const __mmask64 touched = _mm512_test_epi8_mask(mark, mark);
+    const __mmask64 is_hit = _mm512_cmpeq_epi8_mask(mark, _mm512_set1_epi8(kHit));
+    const __m512i old = _mm512_maskz_mov_epi8(_mm512_cmpneq_epi8_mask(value, unknown), value);
+    // The sum saturates at what a byte holds, which lies beyond the clamps.
+    const __m512i sum = _mm512_adds_epi8(old, _mm512_mask_mov_epi8(miss, is_hit, hit));
+    value = _mm512_mask_mov_epi8(value, touched, _mm512_min_epi8(_mm512_max_epi8(sum, low), high));
+    _mm512_storeu_si512(log_odds + 64 * w, value);
+    known[w] = _mm512_cmpneq_epi8_mask(value, unknown);
+    occupied[w] = _mm512_cmpge_epi8_mask(value, _mm512_set1_epi8(char(by.threshold)));
+  }
+}
+#else
+void update(const uint8_t* marks, const Evidence& by, int8_t* log_odds, uint64_t* known, uint64_t* occupied) {
   for (int c = 0; c < kCells; ++c) {
     const int32_t old = log_odds[c] == kUnknown ? 0 : log_odds[c];
     int32_t sum = old + (marks[c] == kHit ? by.hit : by.miss);
     sum = sum < by.low ? by.low : sum > by.high ? by.high : sum;
     log_odds[c] = marks[c] ? int8_t(sum) : log_odds[c];
   }
-}
-
-void summarise(const int8_t* log_odds, int threshold, uint64_t* known, uint64_t* occupied) {
   for (int w = 0; w < 8; ++w) {
     uint64_t seen = 0, full = 0;
     for (int c = 0; c < 64; ++c) {
       const int8_t value = log_odds[64 * w + c];
       seen |= uint64_t(value != kUnknown) << c;
-      full |= uint64_t(value >= threshold) << c;
+      full |= uint64_t(value >= by.threshold) << c;
     }
     known[w] = seen, occupied[w] = full;
   }
 }
+#endif
 
 }  // namespace
 
@@ -86,9 +104,7 @@ void vox_apply(void* scratch, View* map, int64_t world, const Evidence* by) {
   Scratch& s = *static_cast<Scratch*>(scratch);
   for (size_t i = 0; i < s.keys.size(); ++i) {
     const int64_t slot = acquire(*map, world << kKeyBits | s.keys[i]);
-    int8_t* log_odds = map->log_odds + slot * kCells;
-    update(s.block(i), *by, log_odds);
-    summarise(log_odds, by->threshold, map->known + slot * 8, map->occupied + slot * 8);
+    update(s.block(i), *by, map->log_odds + slot * kCells, map->known + slot * 8, map->occupied + slot * 8);
   }
   s.discard();
 }

@@ -123,10 +123,13 @@ class Marking {
     const size_t before = to.places.size();
     to.places.resize(before + kPiece + kLanes);
     uint32_t* places = to.places.data() + before;
+    const Quick quick(scan_, reach_);
     int count = 0;
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
-      uint32_t others = place_points(scan_, reach_, marker_.coordinate_mask, scan_.points + 3 * i, places, count);
+      uint32_t others = place_points(scan_, reach_, quick, marker_.coordinate_mask, scan_.points + 3 * i, places,
+                                     count);
+      to.counts.hits += kLanes - __builtin_popcount(others);
       if (mode_ == kRayPerPoint) {
         for (uint32_t rest = ~others & 0xffff; rest; rest &= rest - 1) {
           const float* p = scan_.points + 3 * (i + __builtin_ctz(rest));
@@ -139,7 +142,7 @@ class Marking {
       for (; others; others &= others - 1) single(i + __builtin_ctz(others), to);
     }
     for (; i < end; ++i) single(i, to);
-    to.counts.hits += count;
+    spread_places(places, count);
     to.places.resize(before + size_t(count));
     if (mode_ == kEndpoint) store_places(to);
   }
@@ -314,12 +317,7 @@ class Marking {
   }
 
   void store_places(Notes& from) {
-    uint32_t last = ~0u;
-    for (const uint32_t place : from.places) {
-      marker_.cells[place] = kHit;
-      if ((place ^ last) >> 9) marker_.touched[place >> 9] = 1;
-      last = place;
-    }
+    for (const uint32_t place : from.places) marker_.mark(place, kHit);
     from.places.clear();
   }
 
