@@ -45,6 +45,10 @@ struct Marker {  // where to mark
     cells[code] = value;
     touched[code >> 9] = 1;
   }
+  uint8_t* block(uint64_t key) const {  // to be marked
+    touched[key & (mask >> 9)] = 1;
+    return cells + ((key << 9) & mask);
+  }
 };
 
 constexpr uint32_t kDilated = 0x09249249;  // the bits of axis 0 in a window's code

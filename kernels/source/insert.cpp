@@ -59,9 +59,9 @@ void vox_scratch_delete(void* scratch) { delete static_cast<Scratch*>(scratch); 
 
 int64_t vox_scratch_bytes(const void* scratch) {
   const Scratch& s = *static_cast<const Scratch*>(scratch);
-  int64_t bytes = s.window.bytes();
+  int64_t bytes = 0;
   for (const Notes& from : s.notes)
-    bytes += from.sparse.bytes() + int64_t(4 * from.places.capacity() + 8 * from.far.capacity());
+    bytes += from.window.bytes() + from.sparse.bytes() + int64_t(4 * from.places.capacity() + 8 * from.far.capacity());
   return bytes;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "notes.h"
 #include "points.h"
 #include "pool.h"
 #include "sight.h"
@@ -12,51 +13,6 @@ constexpr int64_t kPiece = 2048;  // points that a thread takes at a time
 constexpr int kSmallWindow = 8, kLargeWindow = 9;
 
 enum Mode { kEndpoint = 0, kRayPerVoxel = 1, kRayPerPoint = 2, kProjective = 3 };
-
-struct Counts {  // of points; in the order of scan.Inserted
-  int64_t hits = 0, beyond_range = 0, not_finite = 0, off_grid = 0;
-};
-
-// What one thread notes that others must not write to.
-struct Notes {
-  SparseMarks sparse;
-  std::vector<uint32_t> places;  // hits in the window
-  std::vector<uint64_t> far;     // codes of hits elsewhere
-  Counts counts;
-  int64_t far_points = 0;
-#ifdef __AVX512F__
-  Queue cells, blocks;
-#endif
-};
-
-// Everything that a scan touched, until it is applied or discarded.
-struct Scratch {
-  explicit Scratch(int threads) : threads(threads), notes(size_t(threads)) {}
-
-  int threads;
-  Window window;
-  std::vector<Notes> notes;
-  std::vector<uint32_t> dilated;
-  int64_t corner[3];          // least block of the window
-  std::vector<int64_t> keys;  // touched blocks, without their world
-  size_t in_window = 0;       // the first so many lie in the window, in its order
-  bool many_far = false;      // whether a scan had many points beyond the small window
-
-  uint32_t mask() const { return (1u << 3 * window.bits()) - 1; }
-  uint8_t* block(size_t i) {
-    const int64_t key = keys[i];
-    if (i >= in_window) return notes[0].sparse.block(key);
-    return window.cells() + ((uint64_t(key) << 9) & mask());
-  }
-  void discard() {
-    for (size_t i = 0; i < in_window; ++i) {
-      std::memset(block(i), 0, kCells);
-      window.touched()[uint64_t(keys[i]) & (mask() >> 9)] = 0;
-    }
-    for (Notes& from : notes) from.sparse.clear(), from.counts = Counts(), from.far_points = 0;
-    keys.clear(), in_window = 0;
-  }
-};
 
 class Marking {
  public:
@@ -80,7 +36,7 @@ class Marking {
     if (mode_ == kProjective) each_block();
     flush();
     store_hits();
-    collect();
+    s_.collect();
     int64_t far = 0;
     for (const Notes& from : s_.notes) far += from.far_points;
     s_.many_far |= 16 * far > scan_.count;
@@ -94,14 +50,19 @@ class Marking {
   // The small window has fewer pages, the large one saves what many far points cost.
   void choose_window() {
     const int bits = s_.many_far ? kLargeWindow : kSmallWindow;
-    if (bits != s_.window.bits()) {
-      s_.window.reserve(bits);
+    if (bits != s_.window().bits()) {
       s_.dilated.resize((size_t{1} << bits) + kLanes);
       for (size_t i = 0; i < s_.dilated.size(); ++i) s_.dilated[i] = spread_small(uint32_t(i & ((1u << bits) - 1)));
     }
-    marker_.cells = s_.window.cells(), marker_.touched = s_.window.touched();
-    marker_.mask = s_.mask(), marker_.coordinate_mask = (1u << bits) - 1;
-    marker_.dilated = s_.dilated.data();
+    for (Notes& to : s_.notes) {
+      to.window.reserve(bits);
+      to.marker.cells = to.window.cells(), to.marker.touched = to.window.touched();
+      to.marker.mask = s_.mask(), to.marker.coordinate_mask = coordinate_mask_ = (1u << bits) - 1;
+      to.marker.dilated = s_.dilated.data();
+#ifdef __AVX512F__
+      to.marker.queue = &to.cells, to.marker.blocks = &to.blocks;
+#endif
+    }
     // Within that radius, blocks lie in a cube around the origin's and no two share a place.
     radius_ = (int64_t{1} << (bits - 1)) - 8;
     for (int i = 0; i < 3; ++i) {
@@ -127,7 +88,7 @@ class Marking {
     int count = 0;
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
-      uint32_t others = place_points(scan_, reach_, quick, marker_.coordinate_mask, scan_.points + 3 * i, places,
+      uint32_t others = place_points(scan_, reach_, quick, coordinate_mask_, scan_.points + 3 * i, places,
                                      count);
       to.counts.hits += kLanes - __builtin_popcount(others);
       if (mode_ == kRayPerPoint) {
@@ -242,37 +203,19 @@ class Marking {
         uint64_t any;
         std::memcpy(&any, free, 8);
         if (!any) continue;
-        if (!cells) cells = holds(key) ? cells_of(key) : to.sparse.block(int64_t(key));
+        if (!cells) cells = s_.holds(key) ? to.marker.block(key) : to.sparse.block(int64_t(key));
         for (int z = 0; z < 8; ++z) cells[kSpread[x] | kSpread[y] << 1 | kSpread[z] << 2] |= free[z];
       }
-  }
-
-  // Whether the window holds a block, and its bytes there.
-  bool holds(uint64_t key) const {
-    bool inside = true;
-    for (int j = 0; j < 3; ++j)
-      inside &= unspread(key >> j) - uint64_t(s_.corner[j]) < uint64_t{1} << (s_.window.bits() - 3);
-    return inside;
-  }
-  uint8_t* cells_of(uint64_t key) {
-    marker_.touched[key & (marker_.mask >> 9)] = 1;
-    return marker_.cells + ((key << 9) & marker_.mask);
   }
 
   // Mark what the ray passes through before the voxel in which it ends.
   void ray(const Fixed& end, Notes& to) {
     const Ray ray = make_ray(origin_, end);
     const int inside = int(std::min<int64_t>(ray.slabs, radius_));
-    if (inside > 1) {
-      Marker marker = marker_;
-#ifdef __AVX512F__
-      marker.queue = &to.cells, marker.blocks = &to.blocks;
-#endif
-      carve(marker, ray, 1, inside);
-    }
-    near_slab(ray, 0);
+    if (inside > 1) carve(to.marker, ray, 1, inside);
+    near_slab(ray, 0, to.marker);
     if (ray.slabs <= radius_) {
-      if (ray.slabs) near_slab(ray, ray.slabs);
+      if (ray.slabs) near_slab(ray, ray.slabs, to.marker);
       return;
     }
     const uint64_t last = code(end);
@@ -280,23 +223,23 @@ class Marking {
   }
 
   // Mark one slab of a ray that ends in the window.
-  void near_slab(const Ray& ray, int k) const {
+  static void near_slab(const Ray& ray, int k, const Marker& marker) {
     const Crossing at = crossing(ray, k);
     uint32_t axis[3][2];
     for (int i = 0; i < 3; ++i) {
-      const uint32_t flip = ray.mirrored[i] ? marker_.coordinate_mask : 0;
+      const uint32_t flip = ray.mirrored[i] ? marker.coordinate_mask : 0;
       for (int out = 0; out < 2; ++out) {
-        const uint32_t cell = (uint32_t(out ? at.out[i] : at.in[i]) ^ flip) & marker_.coordinate_mask;
-        axis[i][out] = marker_.dilated[cell] << ray.axis[i];
+        const uint32_t cell = (uint32_t(out ? at.out[i] : at.in[i]) ^ flip) & marker.coordinate_mask;
+        axis[i][out] = marker.dilated[cell] << ray.axis[i];
       }
     }
     const uint32_t from = axis[0][0] | axis[1][0] | axis[2][0], to = axis[0][0] | axis[1][1] | axis[2][1];
     const uint32_t between = axis[0][0] | axis[1][at.y_first] | axis[2][!at.y_first];
     // The voxel in which the ray ends is no part of it.
     const bool ends = k == ray.slabs;
-    if (!(ends && from == to)) marker_.mark(from, kFree);
-    if (!(ends && between == to)) marker_.mark(between, kFree);
-    if (!ends) marker_.mark(to, kFree);
+    if (!(ends && from == to)) marker.mark(from, kFree);
+    if (!(ends && between == to)) marker.mark(between, kFree);
+    if (!ends) marker.mark(to, kFree);
   }
 
   void far_slab(const Ray& ray, int k, uint64_t last, Notes& to) {
@@ -304,7 +247,7 @@ class Marking {
       if (voxel == last) return;
       const int64_t at[3] = {int64_t(unspread(voxel)), int64_t(unspread(voxel >> 1)), int64_t(unspread(voxel >> 2))};
       if (reach_.holds(at))
-        marker_.mark(uint32_t(voxel) & marker_.mask, kFree);
+        to.marker.mark(uint32_t(voxel) & to.marker.mask, kFree);
       else
         to.sparse.mark(voxel, kFree);
     });
@@ -312,12 +255,12 @@ class Marking {
 
   void flush() {
 #ifdef __AVX512F__
-    for (Notes& from : s_.notes) from.cells.flush(marker_.cells), from.blocks.flush(marker_.touched);
+    for (Notes& from : s_.notes) from.cells.flush(from.marker.cells), from.blocks.flush(from.marker.touched);
 #endif
   }
 
-  void store_places(Notes& from) {
-    for (const uint32_t place : from.places) marker_.mark(place, kHit);
+  static void store_places(Notes& from) {
+    for (const uint32_t place : from.places) from.marker.mark(place, kHit);
     from.places.clear();
   }
 
@@ -328,7 +271,7 @@ class Marking {
       for (const uint64_t voxel : from.far) {
         const int64_t at[3] = {int64_t(unspread(voxel)), int64_t(unspread(voxel >> 1)), int64_t(unspread(voxel >> 2))};
         if (reach_.holds(at))
-          marker_.mark(uint32_t(voxel) & marker_.mask, kHit);
+          from.marker.mark(uint32_t(voxel) & from.marker.mask, kHit);
         else
           from.sparse.mark(voxel, kHit);
       }
@@ -340,7 +283,7 @@ class Marking {
   std::vector<uint64_t> marked() {
     std::vector<Counts> counts;
     for (const Notes& from : s_.notes) counts.push_back(from.counts);
-    collect();
+    s_.collect();
     std::vector<uint64_t> codes;
     for (size_t i = 0; i < s_.keys.size(); ++i) {
       const uint8_t* cells = s_.block(i);
@@ -352,59 +295,12 @@ class Marking {
     return codes;
   }
 
-  // List the blocks that hold marks.
-  void collect() {
-    SparseMarks& all = s_.notes[0].sparse;
-    for (size_t t = 1; t < s_.notes.size(); ++t) {
-      merge(s_.notes[t].sparse, all);
-      s_.notes[t].sparse.clear();
-    }
-    if (all.size()) move_into_window(all);
-    s_.keys.clear();
-    const int bits = s_.window.bits() - 3;
-    const uint64_t side = uint64_t{1} << bits;
-    const uint8_t* touched = s_.window.touched();
-    const uint64_t* words = reinterpret_cast<const uint64_t*>(touched);
-    for (uint64_t w = 0; w < (uint64_t{1} << 3 * bits) / 8; ++w) {
-      if (!words[w]) continue;
-      for (uint64_t place = 8 * w; place < 8 * w + 8; ++place) {
-        if (!touched[place]) continue;
-        uint64_t at[3];
-        for (int i = 0; i < 3; ++i) {
-          const uint64_t corner = uint64_t(s_.corner[i]);
-          at[i] = corner + ((unspread(place >> i) - corner) & (side - 1));
-        }
-        s_.keys.push_back(int64_t(morton(at[0], at[1], at[2])));
-      }
-    }
-    s_.in_window = s_.keys.size();
-    for (size_t i = 0; i < all.size(); ++i) s_.keys.push_back(all.key(i));
-    std::sort(s_.keys.begin() + int64_t(s_.in_window), s_.keys.end());
-  }
-
-  static void merge(const SparseMarks& from, SparseMarks& to) {
-    for (size_t i = 0; i < from.size(); ++i) join(from.cells(i), to.block(from.key(i)));
-  }
-  static void join(const uint8_t* from, uint8_t* to) {
-    for (int c = 0; c < kCells; ++c) to[c] = std::max(to[c], from[c]);
-  }
-
-  // A block on the window's border may have been marked on both sides of it.
-  void move_into_window(SparseMarks& all) {
-    SparseMarks rest;
-    for (size_t i = 0; i < all.size(); ++i) {
-      const uint64_t key = uint64_t(all.key(i));
-      join(all.cells(i), holds(key) ? cells_of(key) : rest.block(int64_t(key)));
-    }
-    std::swap(all, rest);
-  }
-
   Scratch& s_;
   Scan scan_;
   const Mode mode_;
   const Sight* sight_;  // of a projective scan
   Fixed origin_;
-  Marker marker_;
+  uint32_t coordinate_mask_;
   Reach reach_;
   int64_t radius_;
 };
