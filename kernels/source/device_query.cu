@@ -91,7 +91,7 @@ struct NearestK {
   float* metres;
   int32_t* voxel;
   Found* room;
-  VOX_BOTH void operator()(int64_t i) const { job.nearest(i, k, limit, room + i * k, metres, voxel); }
+  VOX_BOTH void operator()(int64_t i) const { job.nearest<Best>(i, k, limit, room + i * k, metres, voxel); }
 };
 
 struct Count {
@@ -113,10 +113,11 @@ struct List {
     const double square = radius * radius;
     int64_t to = offset[i];
     each_block(job.map, q, radius, [&](const Block& block, bool) {
+      const Apart apart(q, block);
       for (int word = 0; word < 8; ++word) {
         const uint64_t occupied = job.map.occupied[block.slot * 8 + word];
-        if (!occupied || !(word_least(q, block, word) <= square)) continue;
-        each_voxel(q, block, word, occupied, [&] { return square; },
+        if (!occupied || !(apart.word_least(word) <= square)) continue;
+        each_voxel(apart, block, word, occupied, [&] { return square; },
                    [&](double d, int64_t code) {
                      write({d, code}, job.voxel_size, metres + to, voxel + 3 * to);
                      ++to;

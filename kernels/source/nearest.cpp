@@ -17,9 +17,10 @@ void list_within(const View& map, const Query& q, double radius, std::vector<Blo
   std::sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.code < b.code; });
   for (const Block& block : blocks) {
     const uint64_t* occupied = map.occupied + block.slot * 8;
+    const Apart apart(q, block);
     for (int word = 0; word < 8; ++word)
-      if (occupied[word] && word_least(q, block, word) <= square)
-        each_voxel(q, block, word, occupied[word], [&] { return square; },
+      if (occupied[word] && apart.word_least(word) <= square)
+        each_voxel(apart, block, word, occupied[word], [&] { return square; },
                    [&](double d, int64_t code) { to.push_back({d, code}); });
   }
 }
@@ -35,7 +36,13 @@ void vox_nearest(const View* map, const float* points, const int64_t* worlds, in
   const NearJob job{*map, points, worlds, world, voxel_size};
   parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
     std::vector<Found> best(static_cast<size_t>(k));
-    for (int64_t i = begin; i < end; ++i) job.nearest(i, k, limit, best.data(), metres, voxel);
+#ifdef __AVX512F__
+    if (k <= 8) {
+      for (int64_t i = begin; i < end; ++i) job.nearest<BestEight>(i, k, limit, best.data(), metres, voxel);
+      return;
+    }
+#endif
+    for (int64_t i = begin; i < end; ++i) job.nearest<Best>(i, k, limit, best.data(), metres, voxel);
   });
 }
 

@@ -26,14 +26,6 @@ struct Query {
   int64_t world;
 };
 
-// Squared distances of a coordinate to the centres of `count` voxels in a row.
-VOX_BOTH void squares(double at, int64_t first, int count, double* out) {
-  for (int i = 0; i < count; ++i) {
-    const double d = at - (double(first + i) + 0.5);
-    out[i] = d * d;
-  }
-}
-
 // To the nearest and the farthest centre among voxels first ... first + count - 1 of one axis.
 VOX_BOTH double least(double at, int64_t first, int count) {
   const double below = double(first) + 0.5 - at, above = at - (double(first + count - 1) + 0.5);
@@ -68,42 +60,80 @@ VOX_BOTH bool place(const View& map, const Query& q, int64_t slot, int64_t at[3]
   return true;
 }
 
-// Call visit(distance, code) for the occupied voxels of a block's word that are as near as `limit()`.
-// Eight at a time, the octants of the word: their distances are sums of three vectors.
-template <class Limit, class Visit>
-VOX_BOTH void each_voxel(const Query& q, const Block& block, int word, uint64_t bits, const Limit& limit,
-                       const Visit& visit) {
-  double axis[3][2][8];  // squared distances along an axis, of both halves of the word
-  for (int j = 0; j < 3; ++j) {
-    double square[4];
-    squares(q.at[j], block.cell[j] + (word >> j & 1) * 4, 4, square);
-    for (int half = 0; half < 2; ++half)
-      for (int l = 0; l < 8; ++l) axis[j][half][l] = square[2 * half + (l >> j & 1)];
+// Squared distances along each axis: to the eight centres of a block, and to the nearest and the
+// farthest of either half of them.
+struct Apart {
+#ifdef __AVX512F__
+  __m512d square[3];
+#else
+  double square[3][8];
+#endif
+  double least[3][2], most[3][2];
+
+  VOX_BOTH Apart(const Query& q, const Block& block) {
+    for (int j = 0; j < 3; ++j) {
+#ifdef __AVX512F__
+      const __m512d centre = _mm512_add_pd(_mm512_set1_pd(double(block.cell[j])),
+                                           _mm512_setr_pd(0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5));
+      const __m512d d = _mm512_sub_pd(_mm512_set1_pd(q.at[j]), centre);
+      square[j] = _mm512_mul_pd(d, d);
+#else
+      for (int i = 0; i < 8; ++i) {
+        const double d = q.at[j] - (double(block.cell[j]) + (i + 0.5));
+        square[j][i] = d * d;
+      }
+#endif
+      for (int half = 0; half < 2; ++half) {
+        least[j][half] = vox::least(q.at[j], block.cell[j] + 4 * half, 4);
+        most[j][half] = vox::most(q.at[j], block.cell[j] + 4 * half, 4);
+      }
+    }
   }
+  // Of a word, a cube of 4 x 4 x 4.
+  VOX_BOTH double word_least(int word) const {
+    return least[0][word & 1] + least[1][word >> 1 & 1] + least[2][word >> 2];
+  }
+  VOX_BOTH double word_most(int word) const {
+    return most[0][word & 1] + most[1][word >> 1 & 1] + most[2][word >> 2];
+  }
+};
+
+// Call visit(distance, code) for the occupied voxels of a block's word that are as near as `limit()`.
+// Eight at a time, the octants of the word.
+template <class Limit, class Visit>
+VOX_BOTH void each_voxel(const Apart& apart, const Block& block, int word, uint64_t bits, const Limit& limit,
+                         const Visit& visit) {
   for (int octant = 0; octant < 8; ++octant) {
     const uint32_t here = uint32_t(bits >> 8 * octant & 255);
     if (!here) continue;
-    const double *x = axis[0][octant & 1], *y = axis[1][octant >> 1 & 1], *z = axis[2][octant >> 2];
     alignas(64) double d[8];
     uint32_t near = 0;
     const double most = limit();
-    for (int l = 0; l < 8; ++l) d[l] = x[l] + y[l] + z[l];
+    int corner[3];  // of the octant, in the block
+    for (int j = 0; j < 3; ++j) corner[j] = 4 * (word >> j & 1) + 2 * (octant >> j & 1);
 #ifdef __AVX512F__
-    near = _mm512_cmp_pd_mask(_mm512_load_pd(d), _mm512_set1_pd(most), _CMP_LE_OQ);
+    const __m512i lane[3] = {_mm512_setr_epi64(0, 1, 0, 1, 0, 1, 0, 1), _mm512_setr_epi64(0, 0, 1, 1, 0, 0, 1, 1),
+                             _mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1)};
+    __m512d part[3];
+    for (int j = 0; j < 3; ++j)
+      part[j] = _mm512_permutexvar_pd(_mm512_add_epi64(lane[j], _mm512_set1_epi64(corner[j])), apart.square[j]);
+    const __m512d sum = _mm512_add_pd(_mm512_add_pd(part[0], part[1]), part[2]);
+    near = here & _mm512_cmp_pd_mask(sum, _mm512_set1_pd(most), _CMP_LE_OQ);
+    if (!near) continue;
+    _mm512_store_pd(d, sum);
 #else
-    for (int l = 0; l < 8; ++l) near |= uint32_t(d[l] <= most) << l;
+    for (int l = 0; l < 8; ++l) {
+      d[l] = apart.square[0][corner[0] + (l & 1)] + apart.square[1][corner[1] + (l >> 1 & 1)] +
+             apart.square[2][corner[2] + (l >> 2)];
+      near |= uint32_t(d[l] <= most) << l;
+    }
+    near &= here;
 #endif
-    for (near &= here; near; near &= near - 1) {
+    for (; near; near &= near - 1) {
       const int l = lowest(near);
       visit(d[l], block.code << 9 | word << 6 | octant << 3 | l);
     }
   }
-}
-
-VOX_BOTH double word_least(const Query& q, const Block& block, int word) {
-  double d = 0;
-  for (int j = 0; j < 3; ++j) d += least(q.at[j], block.cell[j] + (word >> j & 1) * 4, 4);
-  return d;
 }
 
 // Least distance of the blocks in ring r around the query's, Chebyshev.
@@ -116,31 +146,94 @@ VOX_BOTH double ring_least(const Query& q, int64_t r) {
   return d * d;
 }
 
+// The k least found so far, sorted.
+class Best {
+ public:
+  // `room` holds k.
+  VOX_BOTH Best(int64_t k, double limit, Found* room) : k_(k), limit_(limit), best_(room) {}
+  VOX_BOTH void clear() { count_ = 0; }
+  VOX_BOTH int64_t count() const { return count_; }
+  VOX_BOTH double worst() const { return count_ < k_ ? limit_ : best_[k_ - 1].distance; }
+  VOX_BOTH void add(const Found& found) {
+    if (count_ == k_ && !(found < best_[k_ - 1])) return;
+    int64_t i = count_ < k_ ? count_++ : k_ - 1;
+    for (; i && found < best_[i - 1]; --i) best_[i] = best_[i - 1];
+    best_[i] = found;
+  }
+  VOX_BOTH void finish() {}
+
+ private:
+  const int64_t k_;
+  const double limit_;
+  Found* best_;
+  int64_t count_ = 0;
+};
+
+#ifdef __AVX512F__
+// Up to eight of them, in two registers: no branch depends on where a new one goes.
+class BestEight {
+ public:
+  BestEight(int64_t k, double limit, Found* room) : k_(int(k)), limit_(limit), room_(room) { clear(); }
+  void clear() {
+    count_ = 0, worst_ = limit_;
+    distance_ = _mm512_set1_pd(limit_), code_ = _mm512_set1_epi64(std::numeric_limits<int64_t>::max());
+  }
+  int64_t count() const { return count_ < k_ ? count_ : k_; }
+  double worst() const { return worst_; }
+  void add(const Found& found) {
+    const __m512d d = _mm512_set1_pd(found.distance);
+    const __m512i code = _mm512_set1_epi64(found.code);
+    const __mmask8 tie = _mm512_cmp_pd_mask(distance_, d, _CMP_EQ_OQ) & _mm512_cmplt_epi64_mask(code_, code);
+    const __mmask8 stay = _mm512_cmp_pd_mask(distance_, d, _CMP_LT_OQ) | tie;  // the first so many
+    const __mmask8 here = __mmask8(stay << 1 | 1) ^ stay;
+    const __m512i old = _mm512_castpd_si512(distance_);
+    const __m512d moved = _mm512_castsi512_pd(_mm512_alignr_epi64(old, old, 7));
+    distance_ = _mm512_mask_mov_pd(_mm512_mask_mov_pd(moved, stay, distance_), here, d);
+    code_ = _mm512_mask_mov_epi64(_mm512_mask_mov_epi64(_mm512_alignr_epi64(code_, code_, 7), stay, code_), here, code);
+    worst_ = _mm512_cvtsd_f64(_mm512_permutexvar_pd(_mm512_set1_epi64(k_ - 1), distance_));
+    ++count_;
+  }
+  void finish() {
+    alignas(64) double distance[8];
+    alignas(64) int64_t code[8];
+    _mm512_store_pd(distance, distance_), _mm512_store_si512(code, code_);
+    for (int i = 0; i < count(); ++i) room_[i] = {distance[i], code[i]};
+  }
+
+ private:
+  const int k_;
+  const double limit_;
+  Found* room_;
+  __m512d distance_;
+  __m512i code_;
+  double worst_;
+  int64_t count_;
+};
+#endif
+
+template <class Best>
 class Nearest {
  public:
-  // `best` has room for k.
-  VOX_BOTH Nearest(const View& map, int64_t k, double limit, Found* best)
-      : map_(map), k_(k), limit_(limit), best_(best) {}
+  VOX_BOTH Nearest(const View& map, Best& best) : map_(map), best_(best) {}
 
   // The k nearest within the limit, sorted; their number.
   VOX_BOTH int64_t run(const Query& q) {
-    count_ = 0;
-    for (int64_t r = 0; r == 0 || ring_least(q, r) <= worst(); ++r) {
+    best_.clear();
+    for (int64_t r = 0; r == 0 || ring_least(q, r) <= best_.worst(); ++r) {
       if ((2 * r + 1) * (2 * r + 1) * (2 * r + 1) > *map_.count + 27) {  // far from everything
         all(q);
         break;
       }
       ring(q, r);
     }
-    return count_;
+    best_.finish();
+    return best_.count();
   }
 
  private:
-  VOX_BOTH double worst() const { return count_ < k_ ? limit_ : best_[k_ - 1].distance; }
-
   // Visit every block of the map instead.
   VOX_BOTH void all(const Query& q) {
-    count_ = 0;
+    best_.clear();
     for (int64_t slot = 0; slot < *map_.count; ++slot) {
       int64_t at[3];
       if (place(map_, q, slot, at)) consider(q, at);
@@ -152,13 +245,13 @@ class Nearest {
   VOX_BOTH void ring(const Query& q, int64_t r) {
     for (int64_t z = -r; z <= r; ++z) {
       const double plane = least(q.at[2], 8 * (q.block[2] + z), 8);
-      if (!(plane <= worst())) continue;
+      if (!(plane <= best_.worst())) continue;
       for (int64_t y = -r; y <= r; ++y) {
         const double row = least(q.at[1], 8 * (q.block[1] + y), 8);
-        if (!(row + plane <= worst())) continue;
+        if (!(row + plane <= best_.worst())) continue;
         const bool shell = z == -r || z == r || y == -r || y == r;
         for (int64_t x = -r; x <= r; x += shell || r == 0 ? 1 : 2 * r) {
-          if (!(least(q.at[0], 8 * (q.block[0] + x), 8) + row + plane <= worst())) continue;
+          if (!(least(q.at[0], 8 * (q.block[0] + x), 8) + row + plane <= best_.worst())) continue;
           const int64_t at[3] = {q.block[0] + x, q.block[1] + y, q.block[2] + z};
           Block block;
           if (load(map_, q, at, block)) visit(q, block);
@@ -171,33 +264,24 @@ class Nearest {
     double d = 0;
     for (int j = 0; j < 3; ++j) d += least(q.at[j], 8 * at[j], 8);
     Block block;
-    if (d <= worst() && load(map_, q, at, block)) visit(q, block);
+    if (d <= best_.worst() && load(map_, q, at, block)) visit(q, block);
   }
 
   VOX_BOTH void visit(const Query& q, const Block& block) {
     const uint64_t* occupied = map_.occupied + block.slot * 8;
+    const Apart apart(q, block);
     int here = 0;  // the word that is nearest goes first: it narrows the search
     for (int j = 0; j < 3; ++j) here |= int(q.at[j] >= double(block.cell[j] + 4)) << j;
     for (int i = 0; i < 8; ++i) {
       const int word = here ^ i;
-      if (!occupied[word] || !(word_least(q, block, word) <= worst())) continue;
-      each_voxel(q, block, word, occupied[word], [&] { return worst(); },
-                 [&](double d, int64_t code) { add({d, code}); });
+      if (!occupied[word] || !(apart.word_least(word) <= best_.worst())) continue;
+      each_voxel(apart, block, word, occupied[word], [&] { return best_.worst(); },
+                 [&](double d, int64_t code) { best_.add({d, code}); });
     }
   }
 
-  VOX_BOTH void add(const Found& found) {
-    if (count_ == k_ && !(found < best_[k_ - 1])) return;
-    int64_t i = count_ < k_ ? count_++ : k_ - 1;
-    for (; i && found < best_[i - 1]; --i) best_[i] = best_[i - 1];
-    best_[i] = found;
-  }
-
   const View& map_;
-  const int64_t k_;
-  const double limit_;
-  Found* best_;
-  int64_t count_ = 0;
+  Best& best_;
 };
 
 // Call block(b, inside) for the map's blocks that a ball touches; `inside` where it holds them.
@@ -236,14 +320,17 @@ VOX_BOTH int64_t count_within(const View& map, const Query& q, double radius) {
   int64_t total = 0;
   each_block(map, q, radius, [&](const Block& block, bool inside) {
     const uint64_t* occupied = map.occupied + block.slot * 8;
+    if (inside) {
+      for (int word = 0; word < 8; ++word) total += popcount(occupied[word]);
+      return;
+    }
+    const Apart apart(q, block);
     for (int word = 0; word < 8; ++word) {
       if (!occupied[word]) continue;
-      double far = 0;
-      for (int j = 0; j < 3; ++j) far += most(q.at[j], block.cell[j] + (word >> j & 1) * 4, 4);
-      if (inside || far <= square) {
+      if (apart.word_most(word) <= square) {
         total += popcount(occupied[word]);
-      } else if (word_least(q, block, word) <= square) {
-        each_voxel(q, block, word, occupied[word], [&] { return square; },
+      } else if (apart.word_least(word) <= square) {
+        each_voxel(apart, block, word, occupied[word], [&] { return square; },
                    [&](double, int64_t) { ++total; });
       }
     }
@@ -282,13 +369,14 @@ struct NearJob {
 
   // The k nearest within `limit` voxels, nearest first, ties by code: distances in metres, infinite,
   // and coordinates, the grid's least, where there are fewer.
-  VOX_BOTH void nearest(int64_t i, int64_t k, double limit, Found* best, float* metres, int32_t* voxel) const {
+  template <class Best>
+  VOX_BOTH void nearest(int64_t i, int64_t k, double limit, Found* room, float* metres, int32_t* voxel) const {
     const Found none{std::numeric_limits<double>::infinity(), 0};
     Query q;
-    Nearest search(map, k, limit * limit, best);
-    const int64_t found = query(i, q) ? search.run(q) : 0;
+    Best best(k, limit * limit, room);
+    const int64_t found = query(i, q) ? Nearest<Best>(map, best).run(q) : 0;
     for (int64_t n = 0; n < k; ++n)
-      write(n < found ? best[n] : none, voxel_size, metres + i * k + n, voxel + 3 * (i * k + n));
+      write(n < found ? room[n] : none, voxel_size, metres + i * k + n, voxel + 3 * (i * k + n));
   }
 
   // How many occupied voxels lie within `radius` voxels.
