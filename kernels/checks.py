@@ -51,27 +51,35 @@ def checked_scan(
     if at.shape != ((count, 3) if batched else (3,)):
         allowed = f"shape {[count, 3] if batched else [3]}, as points are {list(points.shape)}"
         raise InvalidValueError("origin", list(at.shape), allowed)
+    at = at.view(count, 3)
     border = BIAS * voxel_size
     known = wait or at.device.type == "cpu"
-    if known and not bool(((at >= -border) & (at < border)).all()):
+    if known and not all(-border <= x < border for x in at.flatten().tolist()):
         raise InvalidValueError("origin", at.tolist(), f"within {border} m of the grid's centre")
     if world is None:
         world = range(count) if batched else 0
-    worlds = torch.as_tensor(world, dtype=torch.int64).cpu().reshape(-1)
-    if len(worlds) != count or len(worlds.unique()) != count:
-        allowed = f"{count}, each once, as points are {list(points.shape)}"
-        raise InvalidValueError("world", worlds.tolist(), allowed)
-    for each in (int(worlds.min()), int(worlds.max())) if count else ():
-        checked_world(each)
     return Scan(
         points if batched else points[None],
-        on_device(at.reshape(count, 3), points.device),
-        worlds,
+        on_device(at, points.device),
+        worlds_once(world, count),
         voxel_size,
         float(max_range),
         mode,
         images if mode is Insert.PROJECTIVE else None,
     )
+
+
+def worlds_once(world: int | Sequence[int] | Int[Tensor, " B"], count: int) -> Int[Tensor, " B"]:
+    """Return the numbers of that many worlds, each once, on the host."""
+    if isinstance(world, int) and count == 1:
+        return torch.tensor([checked_world(world)])
+    worlds = torch.as_tensor(world, dtype=torch.int64).cpu().reshape(-1)
+    if len(worlds) != count or len(worlds.unique()) != count:
+        allowed = f"{count}, each once, one for each scan"
+        raise InvalidValueError("world", worlds.tolist(), allowed)
+    for each in (int(worlds.min()), int(worlds.max())) if count else ():
+        checked_world(each)
+    return worlds
 
 
 def checked_points(points: Float[Tensor, "n 3"], device: torch.device) -> Float[Tensor, "n 3"]:
@@ -134,6 +142,8 @@ def checked_worlds(world: Worlds, items: Tensor, device: torch.device) -> Worlds
 
 def on_device(numbers: Tensor, device: torch.device) -> Tensor:
     """Copy to a device without waiting for it: from pinned memory, which torch keeps for it."""
+    if numbers.device == device:
+        return numbers.contiguous()
     if device.type == "cuda" and numbers.device.type == "cpu":
         numbers = numbers.pin_memory()
     return numbers.to(device, non_blocking=True).contiguous()

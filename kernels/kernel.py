@@ -120,6 +120,9 @@ class Kernel(abc.ABC):
 
 def each_world(scan: Scan) -> Iterable[Scan]:
     """Cut a scan into those of single worlds."""
+    if len(scan.worlds) == 1:
+        yield scan
+        return
     for b in range(len(scan.worlds)):
         one = slice(b, b + 1)
         images = scan.images

@@ -55,9 +55,12 @@ def compared(
     peer: str,
     ratios: tuple[float, float | None],
     limit: Limit,
+    *,
+    by_cpu: bool = False,
 ) -> Row:
     """Judge a ratio, given by the clock and, for times, by processor time."""
-    return Row(quantity, measured, peer, *ratios, str(limit), limit.holds(ratios[0]))
+    judged = ratios[1] if by_cpu and ratios[1] is not None else ratios[0]
+    return Row(quantity, measured, peer, *ratios, str(limit), limit.holds(judged))
 
 
 def not_run(quantity: str, measured: str, why: str, target: str) -> Row:
