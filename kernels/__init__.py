@@ -3,6 +3,7 @@
 from engram.kernels.answers import FullError, RefusedError, WhenFull
 from engram.kernels.errors import EngramError
 from engram.kernels.features import VoxelFeatures, Write, Written
+from engram.kernels.features_file import read_features, write_features
 from engram.kernels.normals import Normals, surface_normals
 from engram.kernels.occupancy import Occupancy
 from engram.kernels.octomap_file import read_octomap, write_octomap
@@ -23,7 +24,9 @@ __all__ = [
     "WhenFull",
     "Write",
     "Written",
+    "read_features",
     "read_octomap",
     "surface_normals",
+    "write_features",
     "write_octomap",
 ]

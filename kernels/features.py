@@ -156,6 +156,26 @@ class VoxelFeatures:
         self.weight[rows] = torch.where(fresh, 0.0, self.weight[rows]) + count
         return Written(len(rows), int(fresh.sum()), len(points) - len(item))
 
+    def owners(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Places of the voxels that own rows, and their rows."""
+        self._follow_growth()
+        (slot,) = (self._page_of_slot >= 0).nonzero(as_tuple=True)
+        rows = self._pages[self._page_of_slot[slot]]
+        index, cell = (rows >= 0).nonzero(as_tuple=True)
+        return slot[index] * CELLS + cell, rows[index, cell].long()
+
+    @torch.no_grad()
+    def assign(
+        self,
+        place: Int[Tensor, " n"],
+        values: Float[Tensor, "n C"],
+        weight: Float[Tensor, " n"],
+    ) -> None:
+        """Give rows to places, each once, that have none."""
+        self._follow_growth()
+        rows = self._own(place)
+        self.values[rows], self.weight[rows] = values, weight
+
     def keep(self, slots: Int[Tensor, " n"]) -> None:
         """Follow the map's blocks to their new slots, and free the rows of those that left."""
         page = self._page_of_slot

@@ -1,22 +1,19 @@
 """Maps on disk: NPZ without objects, the same bytes for the same map."""
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from engram.kernels.arrays_file import read_arrays, write_arrays
 from engram.kernels.errors import DataError
 from engram.kernels.grid import CELLS, Evidence
 from engram.kernels.storage import UNKNOWN, Storage
-from engram.kernels.whole_file import whole_file
 
 FORMAT = 1
 """Version of the layout; a reader refuses others."""
 FIELDS = {
-    "format": (np.int64, ()),
     "voxel_size": (np.float64, ()),
     "evidence": (np.int64, (len(Evidence._fields),)),
     "keys": (np.int64, (None,)),
@@ -32,14 +29,12 @@ def write_map(path: Path, storage: Storage, voxel_size: float, evidence: Evidenc
     """
     keys, order = storage.keys[: storage.count].sort()
     arrays = {
-        "format": np.int64(FORMAT),
         "voxel_size": np.float64(voxel_size),
         "evidence": np.array(evidence, dtype=np.int64),
         "keys": keys.numpy(force=True),
         "log_odds": storage.log_odds[: storage.count][order].numpy(force=True),
     }
-    with whole_file(path) as file:
-        np.savez_compressed(file, **arrays)
+    write_arrays(path, arrays, FORMAT)
 
 
 def read_map(path: Path) -> dict[str, Any]:
@@ -48,26 +43,7 @@ def read_map(path: Path) -> dict[str, Any]:
     Raises:
         DataError: If the file is no map, damaged, or of another version.
     """
-    try:
-        with path.open("rb") as stream:  # np.load leaves a file open that it cannot read
-            loaded = np.load(stream, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                raise ValueError("it holds a single array")
-            found = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is no readable voxel map: {error}") from error
-    if found.keys() != FIELDS.keys():
-        raise DataError(f"{path} holds {sorted(found)}; allowed: {sorted(FIELDS)}")
-    for name, (kind, shape) in FIELDS.items():
-        array = found[name]
-        fits = len(array.shape) == len(shape) and all(
-            want in (None, have) for have, want in zip(array.shape, shape, strict=True)
-        )
-        if array.dtype != kind or not fits:
-            seen = f"{array.dtype}{list(array.shape)}"
-            raise DataError(f"{name} in {path} is {seen}; allowed: {np.dtype(kind)}{list(shape)}")
-    if found["format"] != FORMAT:
-        raise DataError(f"{path} has format {found['format']}; allowed: {FORMAT}")
+    found = read_arrays(path, FIELDS, "voxel map", FORMAT)
     _check_contents(path, found)
     return found
 
@@ -83,6 +59,10 @@ def _check_contents(path: Path, found: dict[str, np.ndarray]) -> None:
         raise DataError(f"voxel_size in {path} is {found['voxel_size']}; allowed: above 0 [m]")
     if not -127 <= evidence.low <= 0 <= evidence.high <= 127:
         raise DataError(f"evidence in {path} is {evidence}; allowed: clamps within ±127")
+    if not (-127 <= evidence.miss < 0 < evidence.hit <= 127 and abs(evidence.threshold) <= 127):
+        raise DataError(
+            f"evidence in {path} is {evidence}; allowed: steps within ±127, miss < 0 < hit"
+        )
     known = value[value != UNKNOWN]
     if len(known) and (known.min() < evidence.low or known.max() > evidence.high):
         seen = f"{known.min()} … {known.max()}"

@@ -30,7 +30,6 @@ from engram.kernels.queries import VoxelQueries
 from engram.kernels.scan import Camera, Insert, Inserted, Scan
 from engram.kernels.storage import LEAST_CAPACITY, UNKNOWN, Storage
 
-
 DOUBLED = 1024
 """Capacity [blocks] below which a map doubles when it grows; above, it grows by a quarter."""
 

@@ -12,7 +12,15 @@ from pathlib import Path
 import torch
 from measure import markdown, once
 
-NAMES = ["ppo_lstm", "hcam_step", "sequence_forward", "ballet_steps", "ballet_training", "voxels"]
+NAMES = [
+    "ppo_lstm",
+    "hcam_step",
+    "sequence_forward",
+    "ballet_steps",
+    "ballet_training",
+    "voxels",
+    "voxels_cuda",
+]
 
 
 def machine() -> str:

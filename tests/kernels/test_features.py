@@ -1,14 +1,26 @@
 """Rows of features: written by hand, found again, freed with their voxels, and in a graph."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram.kernels import FullError, Insert, VoxelFeatures, VoxelMap, WhenFull, Write
-from engram.kernels.errors import InvalidValueError
+from engram.kernels import (
+    FullError,
+    Insert,
+    VoxelFeatures,
+    VoxelMap,
+    WhenFull,
+    Write,
+    read_features,
+    write_features,
+)
+from engram.kernels.errors import DataError, InvalidValueError
+from engram.kernels.grid import CELLS
 from engram.kernels.reference import Reference
 from engram.kernels.storage import LEAST_CAPACITY, Storage
 
@@ -153,6 +165,63 @@ def write(
 ) -> None:
     new = torch.zeros(4, 1) if new is None else new
     VoxelFeatures(held, 1).write(line(), new, how, gate=gate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_features_are_written_the_same_whatever_the_order_of_rows(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    points = torch.randn(300, 3) * 9
+    new = torch.randn(300, 5).to(dtype)
+    files = [tmp_path / name for name in ("one", "two", "three")]
+    for path, order in zip(files, (slice(None), torch.randperm(300)), strict=False):
+        held = hit(points[order])
+        features = VoxelFeatures(held, 5, dtype=dtype)
+        for part in torch.arange(300)[order].split(50):
+            features.write(points[part], points[part].repeat(1, 2)[:, :5].to(dtype).round())
+        write_features(features, path)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    again = read_features(files[0], held)
+    assert again.values.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    assert torch.equal(
+        again.values[again.rows(points)], features.values[features.rows(points)].to(again.values)
+    )
+    again.write(points, new)
+    features.write(points, new)
+    torch.testing.assert_close(
+        again.values[again.rows(points)].to(dtype),
+        features.values[features.rows(points)],
+        rtol=0.02,
+        atol=0.02,
+    )
+    write_features(read_features(files[0], held), files[2])
+    assert files[2].read_bytes() == files[0].read_bytes()
+
+
+def test_damaged_features_and_those_of_another_map_are_refused(tmp_path: Path) -> None:
+    held, path = hit(line()), tmp_path / "features"
+    features = VoxelFeatures(held, 1)
+    features.write(line(), torch.ones(4, 1))
+    write_features(features, path)
+    with pytest.raises(DataError, match="features of 4 voxels in blocks that the map lacks"):
+        read_features(path, VoxelMap(1.0))
+    with pytest.raises(FullError):
+        read_features(path, held, max_rows=3)
+    with np.load(path) as file:
+        arrays = dict(file)
+    for change in (
+        {"cells": arrays["cells"][::-1]},
+        {"cells": arrays["cells"] + CELLS},
+        {"keys": -arrays["keys"]},
+        {"weight": arrays["weight"][1:]},
+        {"values": arrays["values"].astype(np.int64)},
+        {"values": arrays["values"][:, :0]},
+        {"format": np.int64(9)},
+    ):
+        with path.open("wb") as file:
+            np.savez(file, **(arrays | change))
+        with pytest.raises(DataError, match=str(path)):
+            read_features(path, held)
 
 
 @pytest.mark.parametrize(
