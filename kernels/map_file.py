@@ -57,12 +57,10 @@ def _check_contents(path: Path, found: dict[str, np.ndarray]) -> None:
         raise DataError(f"keys in {path} are not sorted, each once, from 0 up")
     if not np.isfinite(found["voxel_size"]) or found["voxel_size"] <= 0:
         raise DataError(f"voxel_size in {path} is {found['voxel_size']}; allowed: above 0 [m]")
-    if not -127 <= evidence.low <= 0 <= evidence.high <= 127:
-        raise DataError(f"evidence in {path} is {evidence}; allowed: clamps within ±127")
-    if not (-127 <= evidence.miss < 0 < evidence.hit <= 127 and abs(evidence.threshold) <= 127):
-        raise DataError(
-            f"evidence in {path} is {evidence}; allowed: steps within ±127, miss < 0 < hit"
-        )
+    ordered = evidence.low <= 0 <= evidence.high and evidence.miss < 0 < evidence.hit
+    if not ordered or any(abs(steps) > 127 for steps in evidence):
+        allowed = "steps within ±127, low ≤ 0 ≤ high, miss < 0 < hit"
+        raise DataError(f"evidence in {path} is {evidence}; allowed: {allowed}")
     known = value[value != UNKNOWN]
     if len(known) and (known.min() < evidence.low or known.max() > evidence.high):
         seen = f"{known.min()} … {known.max()}"
