@@ -19,6 +19,7 @@ NAMES = [
     "ballet_steps",
     "ballet_training",
     "voxels",
+    "voxels_real",
     "voxels_cuda",
 ]
 

@@ -59,8 +59,19 @@ def octomap_insert_all(tree: OctoMap, scans: list[Scan], mode: Insert) -> None:
 
 def against_octomap(scans: list[Scan], voxel_size: float, rounds: int) -> list[Row]:
     """Insertion, look-ups, rays, bytes and agreement at one voxel size."""
-    table = []
     label = f"{voxel_size * 100:.0f} cm"
+    table = insertion(scans, voxel_size, rounds, label)
+    held, tree = VoxelMap(voxel_size, kernel=Native(threads=1)), OctoMap(voxel_size)
+    insert_all(held, scans, Insert.RAY_PER_POINT)
+    octomap_insert_all(tree, scans, Insert.RAY_PER_POINT)
+    table += queries(held, tree, scans, rounds, label)
+    table += size_and_agreement(held, tree, label)
+    return table
+
+
+def insertion(scans: list[Scan], voxel_size: float, rounds: int, label: str) -> list[Row]:
+    """Time every kind of insertion into an empty map."""
+    table = []
     for mode, (name, targets) in MODES.items():
         kernel = Native(threads=1)  # its scratch memory is kept between maps, as between scans
 
@@ -82,11 +93,6 @@ def against_octomap(scans: list[Scan], voxel_size: float, rounds: int) -> list[R
             )
         else:
             table.append(Row(quantity, *texts, *ratios, "", None))
-    held, tree = VoxelMap(voxel_size, kernel=Native(threads=1)), OctoMap(voxel_size)
-    insert_all(held, scans, Insert.RAY_PER_POINT)
-    octomap_insert_all(tree, scans, Insert.RAY_PER_POINT)
-    table += queries(held, tree, scans, rounds, label)
-    table += size_and_agreement(held, tree, label)
     return table
 
 
