@@ -56,8 +56,6 @@ def checked_scan(
     known = wait or at.device.type == "cpu"
     if known and not all(-border <= x < border for x in at.flatten().tolist()):
         raise InvalidValueError("origin", at.tolist(), f"within {border} m of the grid's centre")
-    if world is None:
-        world = range(count) if batched else 0
     return Scan(
         points if batched else points[None],
         on_device(at, points.device),
@@ -69,11 +67,19 @@ def checked_scan(
     )
 
 
-def worlds_once(world: int | Sequence[int] | Int[Tensor, " B"], count: int) -> Int[Tensor, " B"]:
-    """Return the numbers of that many worlds, each once, on the host."""
+def worlds_once(
+    world: int | Sequence[int] | Int[Tensor, " B"] | None, count: int
+) -> Int[Tensor, " B"]:
+    """Return the numbers of that many worlds, each once, on the host; the first ones for none."""
+    if world is None and count <= WORLDS:
+        return torch.arange(count)
     if isinstance(world, int) and count == 1:
         return torch.tensor([checked_world(world)])
-    worlds = torch.as_tensor(world, dtype=torch.int64).cpu().reshape(-1)
+    worlds = (
+        torch.as_tensor(range(count) if world is None else world, dtype=torch.int64)
+        .cpu()
+        .reshape(-1)
+    )
     if len(worlds) != count or len(worlds.unique()) != count:
         allowed = f"{count}, each once, one for each scan"
         raise InvalidValueError("world", worlds.tolist(), allowed)

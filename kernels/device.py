@@ -98,6 +98,7 @@ class Device(Compiled):
         self.device = device
         self.state = torch.zeros(len(STATE), dtype=torch.int64, device=device)
         self.refused = torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.said = 0  # how many refusals were raised
         self.worlds = self.state[:0]  # of what is marked
         self._reserve(FIRST_PLACES)
 
@@ -168,16 +169,16 @@ class Device(Compiled):
         return Inserted(*told, new_blocks=counts[STATE.index("missing")])
 
     def raise_refused(self, cap: int) -> None:
-        """Raise if the device is known to have refused scans, and forget it. Does not wait.
+        """Raise if the device is known to have refused scans; once for each. Does not wait.
 
         Raises:
             RefusedError: If it has.
         """
+        # Copies of the number may still be on their way: it only grows, and is never reset.
         refused = int(self.refused)
-        if refused:
-            self.state[-1:] -= refused
-            self.refused.zero_()
-            raise RefusedError(refused, cap)
+        if refused > self.said:
+            fresh, self.said = refused - self.said, refused
+            raise RefusedError(fresh, cap)
 
     def touched(self) -> Int[Tensor, " k"]:
         places = self.list[: int(self.state[STATE.index("touched")])]

@@ -25,8 +25,8 @@ struct Unproject {
   float* points;
   VOX_BOTH void operator()(int64_t i) const {
     const int64_t image = i / (sight.width * sight.height), pixel = i % (sight.width * sight.height);
-    const double slope = (double(pixel / sight.width) - sight.cy) / sight.fy;
-    sight.point(sight.pose + image * 16, double(pixel % sight.width), slope, double(sight.depth[i]), points + 3 * i);
+    const double u_slope = sight.u_slope(pixel % sight.width), v_slope = sight.v_slope(pixel / sight.width);
+    Sight::point(sight.pose + image * 16, u_slope, v_slope, double(sight.depth[i]), points + 3 * i);
   }
 };
 

@@ -1,4 +1,6 @@
 // Reading the map: voxels at points, and the table itself.
+#include <vector>
+
 #include "map.h"
 #include "pool.h"
 #include "sight.h"
@@ -59,13 +61,15 @@ void vox_rehash(const View* map, int64_t) {
 // The point of every pixel, [count, height * width, 3].
 void vox_unproject(const Sight* from, int64_t threads, float* points) {
   const Sight sight = *from;
+  std::vector<double> slope;
+  for (int64_t u = 0; u < sight.width; ++u) slope.push_back(sight.u_slope(u));
   parallel(int(threads), sight.count * sight.height, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
-      const double slope = (double(row % sight.height) - sight.cy) / sight.fy;
+      const double v_slope = sight.v_slope(row % sight.height);
       const double* pose = sight.pose + row / sight.height * 16;
       for (int64_t u = 0; u < sight.width; ++u) {
         const int64_t i = row * sight.width + u;
-        sight.point(pose, double(u), slope, double(sight.depth[i]), points + 3 * i);
+        Sight::point(pose, slope[size_t(u)], v_slope, double(sight.depth[i]), points + 3 * i);
       }
     }
   });

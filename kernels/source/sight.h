@@ -19,14 +19,16 @@ struct Sight {
 
   // The point in the world, in metres, of a pixel that shows depth z; NaN where that is no number
   // above 0.
-  VOX_BOTH void point(const double* pose_of_image, double u, double v_slope, double z, float to[3]) const {
-    const double x = (u - cx) / fx * z, y = v_slope * z;
+  VOX_BOTH static void point(const double* pose_of_image, double u_slope, double v_slope, double z, float to[3]) {
+    const double x = u_slope * z, y = v_slope * z;
     for (int j = 0; j < 3; ++j) {
       const double* row = pose_of_image + 4 * j;
       const double at = row[0] * x + row[1] * y + row[2] * z + row[3];
       to[j] = z > 0 ? float(at) : NAN;
     }
   }
+  VOX_BOTH double u_slope(int64_t u) const { return (double(u) - cx) / fx; }
+  VOX_BOTH double v_slope(int64_t v) const { return (double(v) - cy) / fy; }
 };
 
 // The part of a block's voxels in the camera's coordinates: those of voxel (x, y, z) are
