@@ -75,11 +75,8 @@ def worlds_once(
         return torch.arange(count)
     if isinstance(world, int) and count == 1:
         return torch.tensor([checked_world(world)])
-    worlds = (
-        torch.as_tensor(range(count) if world is None else world, dtype=torch.int64)
-        .cpu()
-        .reshape(-1)
-    )
+    given = range(count) if world is None else world
+    worlds = torch.as_tensor(given, dtype=torch.int64).cpu().reshape(-1)
     if len(worlds) != count or len(worlds.unique()) != count:
         allowed = f"{count}, each once, one for each scan"
         raise InvalidValueError("world", worlds.tolist(), allowed)
@@ -135,15 +132,22 @@ def checked_world(world: int) -> int:
 
 
 def checked_worlds(world: Worlds, items: Tensor, device: torch.device) -> Worlds:
-    """Return one world for all items, or one for each, on the device and contiguous."""
+    """Return one world for all items, or one for each, on the device and contiguous.
+
+    Numbers on a CUDA device are not looked at, which would wait for it: what is the number of no
+    world becomes −1, in which nothing is known.
+    """
     if isinstance(world, int):
         return checked_world(world)
     if world.shape != items.shape[:1]:
         raise InvalidValueError("world", tuple(world.shape), f"one for each of {len(items)}")
+    if world.is_cuda:
+        there = (world >= 0) & (world < WORLDS)
+        return torch.where(there, world, -1).to(device, torch.int64).contiguous()
     if len(world) and not (0 <= int(world.min()) and int(world.max()) < WORLDS):
         seen = f"{int(world.min())} … {int(world.max())}"
         raise InvalidValueError("world", seen, f"0 to {WORLDS - 1}")
-    return world.to(device, torch.int64).contiguous()
+    return on_device(world.to(torch.int64), device)
 
 
 def on_device(numbers: Tensor, device: torch.device) -> Tensor:

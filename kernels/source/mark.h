@@ -38,7 +38,7 @@ class Marking {
     store_hits();
     s_.collect();
     int64_t far = 0;
-    for (const Notes& from : s_.notes) far += from.far_points;
+    for (const Notes& from : s_.notes) far += from.counts.far;
     s_.many_far |= 16 * far > scan_.count;
   }
 
@@ -123,7 +123,7 @@ class Marking {
       return;
     }
     const int64_t cell[3] = {end.v[0] >> kFraction, end.v[1] >> kFraction, end.v[2] >> kFraction};
-    to.far_points += !reach_.holds(cell);
+    to.counts.far += !reach_.holds(cell);
     ++(seen ? to.counts.hits : to.counts.beyond_range);
     if (mode_ == kRayPerPoint) ray(end, to);
     if (seen) to.far.push_back(code(end));

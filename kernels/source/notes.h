@@ -8,8 +8,9 @@
 
 namespace vox {
 
-struct Counts {  // of points; in the order of scan.Inserted
+struct Counts {  // of points; the first four in the order of scan.Inserted
   int64_t hits = 0, beyond_range = 0, not_finite = 0, off_grid = 0;
+  int64_t far = 0;  // beyond the window
 };
 
 // What one thread notes: nobody else writes to it, so that no cache line goes back and forth.
@@ -20,7 +21,6 @@ struct Notes {
   std::vector<uint32_t> places;  // hits in the window
   std::vector<uint64_t> far;     // codes of hits elsewhere
   Counts counts;
-  int64_t far_points = 0;
 #ifdef __AVX512F__
   Queue cells, blocks;
 #endif
@@ -50,7 +50,7 @@ struct Scratch {
       std::memset(block(i), 0, kCells);
       window().touched()[uint64_t(keys[i]) & (mask() >> 9)] = 0;
     }
-    for (Notes& from : notes) from.sparse.clear(), from.counts = Counts(), from.far_points = 0;
+    for (Notes& from : notes) from.sparse.clear(), from.counts = Counts();
     keys.clear(), in_window = 0;
   }
 
