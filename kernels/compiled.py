@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engram.kernels.grid import Evidence
 from engram.kernels.kernel import Kernel
-from engram.kernels.scan import Bundle, Images, Worlds
+from engram.kernels.scan import Asked, Bundle, Images, Worlds
 from engram.kernels.storage import EMPTY, Storage
 
 FOLDER = Path(__file__).parent
@@ -104,19 +104,13 @@ class Compiled(Kernel):
         )
         return out
 
-    def log_odds(
-        self, storage: Storage, points: Float[Tensor, "n 3"], worlds: Worlds, voxel_size: float
-    ) -> Int[Tensor, " n"]:
-        out = torch.empty(len(points), dtype=torch.int8, device=points.device)
-        self._each("vox_log_odds", storage, points, worlds, voxel_size, self.lane, out.data_ptr())
+    def log_odds(self, storage: Storage, asked: Asked) -> Int[Tensor, " n"]:
+        out = torch.empty(len(asked.points), dtype=torch.int8, device=asked.points.device)
+        self._each("vox_log_odds", storage, asked, self.lane, out.data_ptr())
         return out
 
     def cast(
-        self,
-        storage: Storage,
-        bundle: Bundle,
-        worlds: Worlds,
-        voxel_size: float,
+        self, storage: Storage, bundle: Bundle
     ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
         begin, along = bundle.origins.contiguous(), bundle.directions.contiguous()
         distance = torch.empty_like(begin[:, 0])
@@ -126,9 +120,9 @@ class Compiled(Kernel):
             ctypes.byref(view_of(storage)),
             begin.data_ptr(),
             along.data_ptr(),
-            *worlds_of(worlds),
+            *worlds_of(bundle.worlds),
             len(begin),
-            voxel_size,
+            bundle.voxel_size,
             bundle.max_range,
             bundle.stop_at_unknown,
             self.lane,
@@ -139,52 +133,34 @@ class Compiled(Kernel):
         return distance, code
 
     def nearest(
-        self,
-        storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
-        k: int,
-        limit: float,
+        self, storage: Storage, asked: Asked, k: int, limit: float
     ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k 3"]]:
-        distance = torch.empty(len(points), k, device=points.device)
-        voxel = torch.empty(len(points), k, 3, dtype=torch.int32, device=points.device)
-        room = self._room(16 * len(points) * k, points.device)
+        distance = torch.empty(len(asked.points), k, device=asked.points.device)
+        voxel = torch.empty(len(asked.points), k, 3, dtype=torch.int32, device=asked.points.device)
+        room = self._room(16 * len(asked.points) * k, asked.points.device)
         self._each(
-            "vox_nearest", storage, points, worlds, voxel_size, k, limit, self.lane,
+            "vox_nearest", storage, asked, k, limit, self.lane,
             distance.data_ptr(), voxel.data_ptr(), room.data_ptr(),
         )  # fmt: skip
         return distance, voxel
 
-    def count_within(
-        self,
-        storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
-        radius: float,
-    ) -> Int[Tensor, " n"]:
-        out = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    def count_within(self, storage: Storage, asked: Asked, radius: float) -> Int[Tensor, " n"]:
+        out = torch.empty(len(asked.points), dtype=torch.int64, device=asked.points.device)
         self._each(
-            "vox_count_within", storage, points, worlds, voxel_size, radius, self.lane,
+            "vox_count_within", storage, asked, radius, self.lane,
             out.data_ptr(),
         )  # fmt: skip
         return out
 
     def list_within(
-        self,
-        storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
-        radius: float,
+        self, storage: Storage, asked: Asked, radius: float
     ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, "m 3"]]:
-        count = self.count_within(storage, points, worlds, voxel_size, radius)
+        count = self.count_within(storage, asked, radius)
         offset = torch.cat([count.new_zeros(1), count.cumsum(0)])
-        distance = torch.empty(int(offset[-1]), device=points.device)
-        voxel = torch.empty(len(distance), 3, dtype=torch.int32, device=points.device)
+        distance = torch.empty(int(offset[-1]), device=asked.points.device)
+        voxel = torch.empty(len(distance), 3, dtype=torch.int32, device=asked.points.device)
         self._each(
-            "vox_list_within", storage, points, worlds, voxel_size, radius, self.lane,
+            "vox_list_within", storage, asked, radius, self.lane,
             offset.data_ptr(), distance.data_ptr(), voxel.data_ptr(),
         )  # fmt: skip
         return offset, distance, voxel
@@ -196,15 +172,18 @@ class Compiled(Kernel):
         self,
         name: str,
         storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
+        asked: Asked,
         *rest: float | int,
     ) -> None:
-        points = points.contiguous()
+        points = asked.points.contiguous()
         view = ctypes.byref(view_of(storage))
         getattr(self.lib, name)(
-            view, points.data_ptr(), *worlds_of(worlds), len(points), voxel_size, *rest
+            view,
+            points.data_ptr(),
+            *worlds_of(asked.worlds),
+            len(points),
+            asked.voxel_size,
+            *rest,
         )
 
 

@@ -22,7 +22,7 @@ from engram.kernels.compiled import (
 )
 from engram.kernels.errors import EngramError
 from engram.kernels.grid import BIAS, KEY_BITS, Evidence, morton
-from engram.kernels.scan import Inserted, Scan, Worlds
+from engram.kernels.scan import Asked, Inserted, Scan
 from engram.kernels.storage import EMPTY, Storage
 
 SIGNATURES = QUERIES | {
@@ -190,14 +190,9 @@ class Device(Compiled):
         self._launch("vox_device_discard", ctypes.byref(self._marks()))
 
     def list_within(
-        self,
-        storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
-        radius: float,
+        self, storage: Storage, asked: Asked, radius: float
     ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, "m 3"]]:
-        offset, distance, voxel = super().list_within(storage, points, worlds, voxel_size, radius)
+        offset, distance, voxel = super().list_within(storage, asked, radius)
         # Threads list what they find as they find it: put it in Morton order.
         order = morton(voxel.long() + BIAS).argsort()
         of = torch.searchsorted(offset, torch.arange(len(voxel), device=self.device), right=True)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from engram.kernels.grid import Evidence
-from engram.kernels.scan import Bundle, Images, Inserted, Scan, Worlds
+from engram.kernels.scan import Asked, Bundle, Images, Inserted, Scan, Worlds
 from engram.kernels.storage import Storage
 
 
@@ -58,14 +58,12 @@ class Kernel(abc.ABC):
         """Places 512 · slot + cell of voxels, given by Morton codes; −1 where there is no block."""
 
     @abc.abstractmethod
-    def log_odds(
-        self, storage: Storage, points: Float[Tensor, "n 3"], worlds: Worlds, voxel_size: float
-    ) -> Int[Tensor, " n"]:
+    def log_odds(self, storage: Storage, asked: Asked) -> Int[Tensor, " n"]:
         """Read the voxels that hold points [m]; `UNKNOWN` off the grid."""
 
     @abc.abstractmethod
     def cast(
-        self, storage: Storage, bundle: Bundle, worlds: Worlds, voxel_size: float
+        self, storage: Storage, bundle: Bundle
     ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
         """Find the first voxel that stops each ray.
 
@@ -76,13 +74,7 @@ class Kernel(abc.ABC):
 
     @abc.abstractmethod
     def nearest(
-        self,
-        storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
-        k: int,
-        limit: float,
+        self, storage: Storage, asked: Asked, k: int, limit: float
     ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k 3"]]:
         """Find the k nearest occupied voxels within `limit` voxels, nearest first, ties by code.
 
@@ -91,24 +83,12 @@ class Kernel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def count_within(
-        self,
-        storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
-        radius: float,
-    ) -> Int[Tensor, " n"]:
+    def count_within(self, storage: Storage, asked: Asked, radius: float) -> Int[Tensor, " n"]:
         """Count the occupied voxels within `radius` voxels."""
 
     @abc.abstractmethod
     def list_within(
-        self,
-        storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
-        radius: float,
+        self, storage: Storage, asked: Asked, radius: float
     ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, "m 3"]]:
         """List the occupied voxels within `radius` voxels, in Morton order.
 

@@ -21,7 +21,7 @@ from engram.kernels.errors import InvalidValueError
 from engram.kernels.grid import BIAS, Evidence, unmorton
 from engram.kernels.kernel import Kernel
 from engram.kernels.regions import KnownVoxels, Nodes
-from engram.kernels.scan import Bundle, Camera, Worlds
+from engram.kernels.scan import Asked, Bundle, Camera, Worlds
 from engram.kernels.storage import UNKNOWN, Storage
 
 
@@ -41,7 +41,7 @@ class VoxelQueries:
 
     def log_odds(self, points: Float[Tensor, "n 3"], *, world: Worlds = 0) -> Int[Tensor, " n"]:
         """Read the voxels that hold points [m]: int8 steps of log-odds, −128 where unknown."""
-        return self.kernel.log_odds(self.storage, *self._query(points, world))
+        return self.kernel.log_odds(self.storage, self._asked(points, world))
 
     def occupancy(self, points: Float[Tensor, "n 3"], *, world: Worlds = 0) -> Int[Tensor, " n"]:
         """Read the voxels that hold points [m]: int8, 1 occupied, 0 free, −1 unknown."""
@@ -74,10 +74,10 @@ class VoxelQueries:
             directions.to(self.device, torch.float64),
             float(max_range),
             stop_at_unknown,
+            checked_worlds(world, origins, self.device),
+            self.voxel_size,
         )
-        distance, code = self.kernel.cast(
-            self.storage, bundle, checked_worlds(world, origins, self.device), self.voxel_size
-        )
+        distance, code = self.kernel.cast(self.storage, bundle)
         (bad,) = (code == -2).nonzero(as_tuple=True)
         if len(bad):
             at = int(bad[0])
@@ -109,7 +109,7 @@ class VoxelQueries:
         if k < 1:
             raise InvalidValueError("k", k, "1 or more")
         limit = checked_voxels("max_distance", max_distance, self.voxel_size)
-        return self.kernel.nearest(self.storage, *self._query(points, world), k, limit)
+        return self.kernel.nearest(self.storage, self._asked(points, world), k, limit)
 
     def count_within(
         self, points: Float[Tensor, "n 3"], radius: float, *, world: Worlds = 0
@@ -117,7 +117,7 @@ class VoxelQueries:
         """Count the occupied voxels whose centres lie within `radius` [m] of points [m]."""
         return self.kernel.count_within(
             self.storage,
-            *self._query(points, world),
+            self._asked(points, world),
             checked_voxels("radius", radius, self.voxel_size),
         )
 
@@ -127,7 +127,7 @@ class VoxelQueries:
         """List the occupied voxels whose centres lie within `radius` [m] of points [m]."""
         found = self.kernel.list_within(
             self.storage,
-            *self._query(points, world),
+            self._asked(points, world),
             checked_voxels("radius", radius, self.voxel_size),
         )
         return Neighbours(*found)
@@ -183,6 +183,6 @@ class VoxelQueries:
         world = checked_world(world)
         return regions.frustum(self.storage, view, self.voxel_size, world, self.evidence.threshold)
 
-    def _query(self, points: Tensor, world: Worlds) -> tuple[Tensor, Worlds, float]:
+    def _asked(self, points: Tensor, world: Worlds) -> Asked:
         worlds = checked_worlds(world, points, self.device)
-        return checked_points(points, self.device), worlds, self.voxel_size
+        return Asked(checked_points(points, self.device), worlds, self.voxel_size)

@@ -23,7 +23,7 @@ from engram.kernels.kernel import Kernel, each_world
 from engram.kernels.reference_nearest import Voxels
 from engram.kernels.reference_projection import seen_through
 from engram.kernels.reference_rays import entered, make_rays, visits
-from engram.kernels.scan import Bundle, Images, Insert, Inserted, Scan, Worlds
+from engram.kernels.scan import Asked, Bundle, Images, Insert, Inserted, Scan, Worlds
 from engram.kernels.storage import UNKNOWN, Storage
 
 
@@ -114,22 +114,17 @@ class Reference(Kernel):
         slot = storage.find(storage.key(worlds, codes >> 9))
         return torch.where(slot < 0, -1, slot * CELLS + (codes & (CELLS - 1)))
 
-    def log_odds(
-        self, storage: Storage, points: Float[Tensor, "n 3"], worlds: Worlds, voxel_size: float
-    ) -> Int[Tensor, " n"]:
-        voxels = points.double() * (1 / voxel_size)
+    def log_odds(self, storage: Storage, asked: Asked) -> Int[Tensor, " n"]:
+        voxels = asked.points.double() * (1 / asked.voxel_size)
         inside = on_grid(voxels)
         cell = torch.where(inside[:, None], voxels, 0.0).floor().to(torch.int64) + BIAS
-        at = torch.where(inside, self.locate(storage, morton(cell), worlds), -1)
+        at = torch.where(inside, self.locate(storage, morton(cell), asked.worlds), -1)
         return torch.where(at < 0, UNKNOWN, storage.log_odds.view(-1)[at]).to(torch.int8)
 
     def cast(
-        self,
-        storage: Storage,
-        bundle: Bundle,
-        worlds: Worlds,
-        voxel_size: float,
+        self, storage: Storage, bundle: Bundle
     ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+        worlds, voxel_size = bundle.worlds, bundle.voxel_size
         good, end, reach = _reach(bundle, voxel_size)
         begin = torch.where(good[:, None], bundle.origins, 0.0)
         rays = make_rays(*(to_fixed(part * (1 / voxel_size)) for part in (begin, end)))
@@ -152,39 +147,21 @@ class Reference(Kernel):
         return distance, code
 
     def nearest(
-        self,
-        storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
-        k: int,
-        limit: float,
+        self, storage: Storage, asked: Asked, k: int, limit: float
     ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k 3"]]:
-        square, code = Voxels(storage, voxel_size).nearest(points, worlds, k, limit)
-        distance = (square_root(square) * voxel_size).float()
+        square, code = Voxels(storage, asked).nearest(k, limit)
+        distance = (square_root(square) * asked.voxel_size).float()
         return distance, (unmorton(code.clamp(min=0)) - BIAS).int()
 
-    def count_within(
-        self,
-        storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
-        radius: float,
-    ) -> Int[Tensor, " n"]:
-        return Voxels(storage, voxel_size).within(points, worlds, radius)[0]
+    def count_within(self, storage: Storage, asked: Asked, radius: float) -> Int[Tensor, " n"]:
+        return Voxels(storage, asked).within(radius)[0]
 
     def list_within(
-        self,
-        storage: Storage,
-        points: Float[Tensor, "n 3"],
-        worlds: Worlds,
-        voxel_size: float,
-        radius: float,
+        self, storage: Storage, asked: Asked, radius: float
     ) -> tuple[Int[Tensor, " n_plus_1"], Float[Tensor, " m"], Int[Tensor, "m 3"]]:
-        count, square, code = Voxels(storage, voxel_size).within(points, worlds, radius)
+        count, square, code = Voxels(storage, asked).within(radius)
         offset = torch.cat([count.new_zeros(1), count.cumsum(0)])
-        distance = (square_root(square) * voxel_size).float()
+        distance = (square_root(square) * asked.voxel_size).float()
         return offset, distance, (unmorton(code) - BIAS).int()
 
     def _ends(self, scan: Scan) -> tuple[_Ends, Inserted]:

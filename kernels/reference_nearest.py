@@ -1,11 +1,13 @@
 """Occupied voxels near points, by comparing every point with every voxel."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from engram.kernels.grid import BIAS, CELLS, KEY_BITS, on_grid, unmorton
-from engram.kernels.scan import Worlds
+from engram.kernels.scan import Asked
 from engram.kernels.storage import Storage
 
 PAIRS_AT_ONCE = 1 << 22
@@ -17,10 +19,10 @@ class Voxels:
 
     Args:
         storage: The map.
-        voxel_size: [m]
+        asked: The points.
     """
 
-    def __init__(self, storage: Storage, voxel_size: float):
+    def __init__(self, storage: Storage, asked: Asked):
         keys = storage.keys[: storage.count]
         place = torch.arange(64, device=keys.device)
         bits = storage.occupied[: storage.count, :, None] >> place & 1
@@ -29,16 +31,15 @@ class Voxels:
         order = code.argsort(stable=True)
         self.code, self.world = code[order], keys[slot][order] >> KEY_BITS
         self.centre = unmorton(self.code).double() + 0.5
-        self.voxel_size = voxel_size
+        self.asked = asked
 
-    def nearest(
-        self, points: Float[Tensor, "n 3"], worlds: Worlds, k: int, limit: float
-    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    def nearest(self, k: int, limit: float) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
         """Squared distances in voxels, infinite, and codes, −1, where there are fewer."""
+        points = self.asked.points
         distances = torch.full((len(points), k), float("inf"), dtype=torch.float64)
         distances = distances.to(points.device)
         codes = torch.full_like(distances, -1, dtype=torch.int64)
-        for rows, square in self._squares(points, worlds):
+        for rows, square in self._squares():
             square = torch.where(square <= limit * limit, square, float("inf"))
             # Voxels are sorted by code and the sort is stable: ties go by code.
             best, index = square.sort(dim=1, stable=True)
@@ -49,24 +50,25 @@ class Voxels:
         return distances, codes
 
     def within(
-        self, points: Float[Tensor, "n 3"], worlds: Worlds, radius: float
+        self, radius: float
     ) -> tuple[Int[Tensor, " n"], Float[Tensor, " m"], Int[Tensor, " m"]]:
         """Counts per point, squared distances and codes, point after point."""
         counts, distances, codes = [], [], []
-        for _, square in self._squares(points, worlds):
-            near = square <= radius * radius
+        for _, square in self._squares():
+            near = (square <= radius * radius) & square.isfinite()
             counts.append(near.sum(1))
             distances.append(square[near])
             codes.append(self.code.expand(len(square), -1)[near])
-        none = points.new_zeros(0, dtype=torch.int64)
+        none = self.code[:0]
         return (
             torch.cat([none, *counts]),
             torch.cat([none.double(), *distances]),
             torch.cat([none, *codes]),
         )
 
-    def _squares(self, points: Tensor, worlds: Worlds):
-        voxels = points.double() * (1 / self.voxel_size)
+    def _squares(self) -> Iterator[tuple[Int[Tensor, " r"], Float[Tensor, "r v"]]]:
+        points, worlds, voxel_size = self.asked
+        voxels = points.double() * (1 / voxel_size)
         inside = on_grid(voxels)
         at = torch.where(inside[:, None], voxels, 0.0) + BIAS
         rows = max(1, PAIRS_AT_ONCE // max(1, len(self.code)))

@@ -71,6 +71,17 @@ class Scan(NamedTuple):
     """What the points were computed from, for a projective insertion."""
 
 
+class Asked(NamedTuple):
+    """Points that a query asks about."""
+
+    points: Float[Tensor, "n 3"]
+    """[m], float32."""
+    worlds: Worlds
+    """Which worlds."""
+    voxel_size: float
+    """[m]"""
+
+
 class Bundle(NamedTuple):
     """Rays to be cast."""
 
@@ -82,6 +93,10 @@ class Bundle(NamedTuple):
     """[m]; rays end here, or at the grid's border."""
     stop_at_unknown: bool
     """Whether voxels that no scan touched stop a ray too."""
+    worlds: Worlds
+    """Which worlds."""
+    voxel_size: float
+    """[m]"""
 
 
 Count = int | Int[Tensor, ""]
