@@ -3,10 +3,10 @@
 from engram.kernels.answers import FullError, RefusedError, WhenFull
 from engram.kernels.errors import EngramError
 from engram.kernels.features import VoxelFeatures, Write, Written
-from engram.kernels.features_file import read_features, write_features
+from engram.kernels.files.features import read_features, write_features
+from engram.kernels.files.octomap import read_octomap, write_octomap
 from engram.kernels.normals import Normals, surface_normals
 from engram.kernels.occupancy import Occupancy
-from engram.kernels.octomap_file import read_octomap, write_octomap
 from engram.kernels.scan import Camera, Insert, Inserted
 from engram.kernels.voxel_map import VoxelMap
 

@@ -21,9 +21,9 @@ from engram.kernels.choice import choose_kernel
 from engram.kernels.device import Device
 from engram.kernels.errors import InvalidValueError
 from engram.kernels.eviction import block_distances, without_farthest
+from engram.kernels.files.maps import fill, read_map, write_map
 from engram.kernels.grid import KEY_BITS, Evidence
 from engram.kernels.kernel import Kernel
-from engram.kernels.map_file import fill, read_map, write_map
 from engram.kernels.merging import seen_from
 from engram.kernels.occupancy import Occupancy
 from engram.kernels.queries import VoxelQueries

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from engram.kernels.errors import DataError
+from engram.kernels.files.whole import whole_file
 
 
 def write(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.write(content if isinstance(content, bytes) else content.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engram.kernels.arrays_file import read_arrays, write_arrays
 from engram.kernels.errors import DataError
+from engram.kernels.files.arrays import read_arrays, write_arrays
 from engram.kernels.grid import CELLS, Evidence
 from engram.kernels.storage import UNKNOWN, Storage
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engram.kernels.arrays_file import read_arrays, write_arrays
 from engram.kernels.errors import DataError
 from engram.kernels.features import VoxelFeatures
+from engram.kernels.files.arrays import read_arrays, write_arrays
 from engram.kernels.grid import CELLS, KEY_BITS
 from engram.kernels.queries import VoxelQueries
 

@@ -10,17 +10,14 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engram.kernels import Insert, VoxelMap, native, octomap_file, read_octomap, write_octomap
+from engram.kernels import Insert, VoxelMap, read_octomap, write_octomap
 from engram.kernels.errors import DataError, InvalidValueError
+from engram.kernels.files import octomap
 from engram.kernels.grid import BIAS, morton
-from engram.kernels.native import Native
 from engram.kernels.reference import Reference
 from engram.kernels.storage import Storage
 
 GOLDEN = Path(__file__).parent / "golden"
-COMPILED_ONLY = pytest.mark.skipif(not native.libraries(), reason="no compiled kernels")
-COMPILED = pytest.param(Native, marks=COMPILED_ONLY)
-everywhere = pytest.mark.parametrize("kernel", [COMPILED, Reference])
 
 HEAD = (
     b"# Octomap OcTree binary file\n"
@@ -69,7 +66,6 @@ def naive(voxels: Voxels, depth: int = 0) -> tuple[int, int, bytes]:
     return 3, 1 + sum(part[1] for part in parts), struct.pack("<H", word) + below
 
 
-@everywhere
 def test_a_file_of_octomap_is_read_and_written_byte_by_byte(kernel: Any, tmp_path: Path) -> None:
     held = read_octomap(GOLDEN / "octomap_room.bt", kernel=kernel())
     recorded = np.load(GOLDEN / "octomap_room.npz")
@@ -235,7 +231,7 @@ def test_no_damage_is_worse_than_refused(
     path = tmp_path_factory.mktemp("damaged") / "tree.bt"
     path.write_bytes(content[: len(content) - cut])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(octomap_file, "MOST_BLOCKS", 4096)
+        patch.setattr(octomap, "MOST_BLOCKS", 4096)
         try:
             held = read_octomap(path, kernel=Reference())
         except DataError as error:

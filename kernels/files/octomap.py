@@ -8,16 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engram.kernels import octomap_tree
 from engram.kernels.checks import checked_world
 from engram.kernels.errors import DataError, InvalidValueError
+from engram.kernels.files import octomap_tree
+from engram.kernels.files.octomap_tree import FREE_LEAF, OCCUPIED_LEAF, Blocks, Leaves
+from engram.kernels.files.whole import whole_file
 from engram.kernels.grid import BIAS, morton, unmorton
 from engram.kernels.kernel import Kernel
-from engram.kernels.octomap_tree import FREE_LEAF, OCCUPIED_LEAF, Blocks, Leaves
 from engram.kernels.regions import blocks_of_world
 from engram.kernels.storage import UNKNOWN, Storage
 from engram.kernels.voxel_map import VoxelMap
-from engram.kernels.whole_file import whole_file
 
 FIRST_LINE = "# Octomap OcTree binary file"
 SECOND_LINE = "# (feel free to add / change comments, but leave the first line as it is!)"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engram.kernels.errors import DataError
-from engram.kernels.whole_file import whole_file
+from engram.kernels.files.whole import whole_file
 
 Fields = Mapping[str, tuple[type[np.generic] | None, tuple[int | None, ...]]]
 """Type and shape of every array; None where any is allowed."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engram.kernels.whole_file import whole_file
+from engram.kernels.files.whole import whole_file
 
 
 def test_a_reader_sees_the_old_content_until_the_new_is_whole(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The voxel map in torch alone: the oracle of the compiled kernels, and what runs without them."""
+"""Operations by sorting and searching, in torch alone."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -20,9 +20,9 @@ from engram.kernels.grid import (
     unmorton,
 )
 from engram.kernels.kernel import Kernel, each_world
-from engram.kernels.reference_nearest import Voxels
-from engram.kernels.reference_projection import seen_through
-from engram.kernels.reference_rays import entered, make_rays, visits
+from engram.kernels.reference.nearest import Voxels
+from engram.kernels.reference.projection import seen_through
+from engram.kernels.reference.rays import entered, make_rays, visits
 from engram.kernels.scan import Asked, Bundle, Images, Insert, Inserted, Scan, Worlds
 from engram.kernels.storage import UNKNOWN, Storage
 
