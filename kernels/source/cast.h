@@ -9,41 +9,42 @@
 
 namespace vox {
 
+// Whether voxels that no scan touched stop a ray too is known when this is compiled.
+template <bool kStopAtUnknown>
 struct Caster {
   const View& map;
-  bool stop_at_unknown;
   int64_t world;
   // The block that was looked at last.
   int64_t key = kEmpty, slot = -1;
+  bool empty = true;  // nothing in it stops a ray
+
+  VOX_BOTH uint64_t stops_of(int word) const {
+    const uint64_t occupied = map.occupied[slot * 8 + word];
+    return kStopAtUnknown ? occupied | ~map.known[slot * 8 + word] : occupied;
+  }
 
   // Whether the ray stops in a voxel.
   VOX_BOTH bool stops(uint64_t code) {
     look(int64_t(code >> 9));
-    if (slot < 0) return stop_at_unknown;
-    const int word = int(code >> 6 & 7), bit = int(code & 63);
-    const uint64_t stop = map.occupied[slot * 8 + word] | (stop_at_unknown ? ~map.known[slot * 8 + word] : 0);
-    return stop >> bit & 1;
+    if (slot < 0) return kStopAtUnknown;
+    return stops_of(int(code >> 6 & 7)) >> (code & 63) & 1;
   }
 
   // The edge, in voxels, of the aligned cube around a voxel that holds nothing to stop at; 0: none.
   VOX_BOTH int empty_cube(uint64_t code) {
     look(int64_t(code >> 9));
-    if (slot < 0) return stop_at_unknown ? 0 : 8;
-    uint64_t any = 0;
-    const int word = int(code >> 6 & 7);
-    uint64_t here = 0;
-    for (int w = 0; w < 8; ++w) {
-      const uint64_t stop = map.occupied[slot * 8 + w] | (stop_at_unknown ? ~map.known[slot * 8 + w] : 0);
-      any |= stop;
-      if (w == word) here = stop;
-    }
-    return !any ? 8 : !here ? 4 : 0;
+    if (slot < 0) return kStopAtUnknown ? 0 : 8;
+    if (stops_of(int(code >> 6 & 7))) return 0;
+    return empty ? 8 : 4;
   }
 
   VOX_BOTH void look(int64_t block) {
     const int64_t wanted = world << kKeyBits | block;
     if (wanted == key) return;
     key = wanted, slot = find(map, wanted);
+    uint64_t any = 0;
+    for (int word = 0; slot >= 0 && word < 8; ++word) any |= stops_of(word);
+    empty = !any;
   }
 };
 
@@ -83,9 +84,10 @@ VOX_BOTH int64_t corner_of(const View& map, int64_t slot, int axis) {
   return 8 * int64_t(unspread(code >> axis));
 }
 
-VOX_BOTH bool cast(Caster& caster, const Ray& ray, const Bounds& box, Hit& hit) {
+template <bool kStopAtUnknown>
+VOX_BOTH bool cast(Caster<kStopAtUnknown>& caster, const Ray& ray, const Bounds& box, Hit& hit) {
   int64_t begin = 0, last = ray.slabs;
-  if (!caster.stop_at_unknown) {  // the slabs that the box has a part in
+  if (!kStopAtUnknown) {  // the slabs that the box has a part in
     const int a = ray.axis[0];
     const int64_t start = ray.from[0] >> kFraction, all = kMirror >> kFraction;
     begin = std::max(begin, (ray.mirrored[0] ? all - box.most[a] : box.least[a]) - start);
@@ -156,10 +158,16 @@ struct CastJob {
       from.v[j] = to_fixed(o[j] * inverse);
       to.v[j] = to_fixed((o[j] + d[j] / length * reach) * inverse);
     }
-    Caster caster{map, stop_at_unknown, worlds ? worlds[i] : world};
+    const int64_t in = worlds ? worlds[i] : world;
     Hit hit;
     code[i] = -1;
-    if (!cast(caster, make_ray(from, to), box, hit)) return;
+    if (stop_at_unknown) {
+      Caster<true> caster{map, in};
+      if (!cast(caster, make_ray(from, to), box, hit)) return;
+    } else {
+      Caster<false> caster{map, in};
+      if (!cast(caster, make_ray(from, to), box, hit)) return;
+    }
     distance[i] = hit.distance * reach;
     code[i] = int64_t(hit.code);
   }

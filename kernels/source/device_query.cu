@@ -110,19 +110,9 @@ struct List {
   VOX_BOTH void operator()(int64_t i) const {
     Query q;
     if (!job.query(i, q)) return;
-    const double square = radius * radius;
     int64_t to = offset[i];
     each_block(job.map, q, radius, [&](const Block& block, bool) {
-      const Apart apart(q, block);
-      for (int word = 0; word < 8; ++word) {
-        const uint64_t occupied = job.map.occupied[block.slot * 8 + word];
-        if (!occupied || !(apart.word_least(word) <= square)) continue;
-        each_voxel(apart, block, word, occupied, [&] { return square; },
-                   [&](double d, int64_t code) {
-                     write({d, code}, job.voxel_size, metres + to, voxel + 3 * to);
-                     ++to;
-                   });
-      }
+      to += list_block(job.map, q, block, radius * radius, job.voxel_size, metres + to, voxel + 3 * to);
     });
   }
 };

@@ -81,9 +81,7 @@ class Marking {
   }
 
   void piece(int64_t begin, int64_t end, Notes& to) {
-    const size_t before = to.places.size();
-    to.places.resize(before + kPiece + kLanes);
-    uint32_t* places = to.places.data() + before;
+    alignas(64) uint32_t places[kPiece + kLanes];
     const Quick quick(scan_, reach_);
     int count = 0;
     int64_t i = begin;
@@ -104,8 +102,10 @@ class Marking {
     }
     for (; i < end; ++i) single(i, to);
     spread_places(places, count);
-    to.places.resize(before + size_t(count));
-    if (mode_ == kEndpoint) store_places(to);
+    if (mode_ == kEndpoint)
+      store_places(to.marker, places, size_t(count));
+    else
+      to.places.insert(to.places.end(), places, places + count);
   }
 
   // A point that is far, or beyond range, or no point at all.
@@ -259,15 +259,16 @@ class Marking {
 #endif
   }
 
-  static void store_places(Notes& from) {
-    for (const uint32_t place : from.places) from.marker.mark(place, kHit);
-    from.places.clear();
+  // By value: stores of bytes might change what lies elsewhere.
+  static void store_places(const Marker marker, const uint32_t* places, size_t count) {
+    for (size_t i = 0; i < count; ++i) marker.mark(places[i], kHit);
   }
 
   // Hits come after all rays: a voxel that holds a point is not free.
   void store_hits() {
     for (Notes& from : s_.notes) {
-      store_places(from);
+      store_places(from.marker, from.places.data(), from.places.size());
+      from.places.clear();
       for (const uint64_t voxel : from.far) {
         const int64_t at[3] = {int64_t(unspread(voxel)), int64_t(unspread(voxel >> 1)), int64_t(unspread(voxel >> 2))};
         if (reach_.holds(at))

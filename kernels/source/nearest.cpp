@@ -7,26 +7,6 @@
 
 using namespace vox;
 
-namespace {
-
-// In Morton order: words, octants and bits are visited so, and blocks are few enough to sort.
-void list_within(const View& map, const Query& q, double radius, std::vector<Block>& blocks, std::vector<Found>& to) {
-  const double square = radius * radius;
-  to.clear(), blocks.clear();
-  each_block(map, q, radius, [&](const Block& block, bool) { blocks.push_back(block); });
-  std::sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.code < b.code; });
-  for (const Block& block : blocks) {
-    const uint64_t* occupied = map.occupied + block.slot * 8;
-    const Apart apart(q, block);
-    for (int word = 0; word < 8; ++word)
-      if (occupied[word] && apart.word_least(word) <= square)
-        each_voxel(apart, block, word, occupied[word], [&] { return square; },
-                   [&](double d, int64_t code) { to.push_back({d, code}); });
-  }
-}
-
-}  // namespace
-
 #pragma GCC visibility push(default)
 extern "C" {
 
@@ -60,16 +40,16 @@ void vox_list_within(const View* map, const float* points, const int64_t* worlds
                      int32_t* voxel) {
   const NearJob job{*map, points, worlds, world, voxel_size};
   parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
-    std::vector<Found> found;
-    std::vector<Block> blocks;
+    std::vector<Block> blocks;  // few enough to sort
     for (int64_t i = begin; i < end; ++i) {
       Query q;
       if (!job.query(i, q)) continue;
-      list_within(*map, q, radius, blocks, found);
-      for (size_t n = 0; n < found.size(); ++n) {
-        const int64_t to = offset[i] + int64_t(n);
-        write(found[n], voxel_size, metres + to, voxel + 3 * to);
-      }
+      blocks.clear();
+      each_block(*map, q, radius, [&](const Block& block, bool) { blocks.push_back(block); });
+      std::sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.code < b.code; });
+      int64_t to = offset[i];
+      for (const Block& block : blocks)
+        to += list_block(*map, q, block, radius * radius, voxel_size, metres + to, voxel + 3 * to);
     }
   });
 }

@@ -98,11 +98,10 @@ struct Apart {
   }
 };
 
-// Call visit(distance, code) for the occupied voxels of a block's word that are as near as `limit()`.
-// Eight at a time, the octants of the word.
+// Call visit(near, distances, octant, corner) for the octants of a block's word: a bit for each of
+// its eight occupied voxels that is as near as `limit()`, some bit at least, and their distances.
 template <class Limit, class Visit>
-VOX_BOTH void each_voxel(const Apart& apart, const Block& block, int word, uint64_t bits, const Limit& limit,
-                         const Visit& visit) {
+VOX_BOTH void each_octant(const Apart& apart, int word, uint64_t bits, const Limit& limit, const Visit& visit) {
   for (int octant = 0; octant < 8; ++octant) {
     const uint32_t here = uint32_t(bits >> 8 * octant & 255);
     if (!here) continue;
@@ -128,12 +127,22 @@ VOX_BOTH void each_voxel(const Apart& apart, const Block& block, int word, uint6
       near |= uint32_t(d[l] <= most) << l;
     }
     near &= here;
+    if (!near) continue;
 #endif
+    visit(near, d, octant, corner);
+  }
+}
+
+// Call visit(distance, code) for the occupied voxels of a block's word that are as near as `limit()`.
+template <class Limit, class Visit>
+VOX_BOTH void each_voxel(const Apart& apart, const Block& block, int word, uint64_t bits, const Limit& limit,
+                         const Visit& visit) {
+  each_octant(apart, word, bits, limit, [&](uint32_t near, const double* d, int octant, const int*) {
     for (; near; near &= near - 1) {
       const int l = lowest(near);
       visit(d[l], block.code << 9 | word << 6 | octant << 3 | l);
     }
-  }
+  });
 }
 
 // Least distance of the blocks in ring r around the query's, Chebyshev.
@@ -330,12 +339,37 @@ VOX_BOTH int64_t count_within(const View& map, const Query& q, double radius) {
       if (apart.word_most(word) <= square) {
         total += popcount(occupied[word]);
       } else if (apart.word_least(word) <= square) {
-        each_voxel(apart, block, word, occupied[word], [&] { return square; },
-                   [&](double, int64_t) { ++total; });
+        each_octant(apart, word, occupied[word], [&] { return square; },
+                    [&](uint32_t near, const double*, int, const int*) { total += popcount(near); });
       }
     }
   });
   return total;
+}
+
+// Write the voxels of a block that lie within the radius, in Morton order: metres, and integer
+// coordinates as users count them. Returns their number.
+VOX_BOTH int64_t list_block(const View& map, const Query& q, const Block& block, double square, double voxel_size,
+                            float* metres, int32_t* voxel) {
+  const Apart apart(q, block);
+  const uint64_t* occupied = map.occupied + block.slot * 8;
+  int64_t count = 0;
+  for (int word = 0; word < 8; ++word) {
+    if (!occupied[word] || !(apart.word_least(word) <= square)) continue;
+    each_octant(apart, word, occupied[word], [&] { return square; },
+                [&](uint32_t near, const double* d, int, const int* corner) {
+                  float far[8];
+                  for (int l = 0; l < 8; ++l) far[l] = float(std::sqrt(d[l]) * voxel_size);
+                  int32_t least[3];
+                  for (int j = 0; j < 3; ++j) least[j] = int32_t(block.cell[j] - kBias) + corner[j];
+                  for (; near; near &= near - 1, ++count) {
+                    const int l = lowest(near);
+                    metres[count] = far[l];
+                    for (int j = 0; j < 3; ++j) voxel[3 * count + j] = least[j] + (l >> j & 1);
+                  }
+                });
+  }
+  return count;
 }
 
 // Metres, and integer coordinates as users count them.
