@@ -18,8 +18,10 @@ class WhenFull(enum.Enum):
     """Drop the blocks of this world that are farthest from the sensor, and report how many."""
     RAISE_LATER = "raise later"
     """On a CUDA device: allocate all memory at once, so that insertions never wait for the device.
-    A scan for which there is no room is left out as a whole, and a later insertion, or `wait`,
-    raises `RefusedError`. Elsewhere as RAISE."""
+    A scan for which there is no room, in the map or for its marks, is left out as a whole, all its
+    worlds, and a later insertion, or `wait`, raises `RefusedError`, after its own scan was put on
+    the stream; what is told of points is what was seen. Numbers of worlds are best on the host:
+    those on the device are read, which waits. Elsewhere as RAISE."""
 
 
 class FullError(EngramError):
@@ -38,8 +40,18 @@ class RefusedError(FullError):
     def __init__(self, scans: int, cap: int):
         EngramError.__init__(
             self,
-            f"{scans} earlier insertion(s) had no room and were left out; allowed: "
-            f"max_bytes = {cap} (clear and clear_outside make room)",
+            f"{scans} insertion(s) had no room and were left out, all worlds of each; allowed: "
+            f"max_bytes = {cap} for blocks and their marks (clear and clear_outside make room)",
+        )
+
+
+class MarksError(EngramError):
+    """A scan touches more blocks than a CUDA device keeps marks of."""
+
+    def __init__(self, worlds: int):
+        super().__init__(
+            f"a scan of {worlds} world(s) touches too many blocks at once; allowed: 2²⁰ (fewer "
+            "points, a smaller max_range or larger voxels touch fewer)"
         )
 
 

@@ -47,7 +47,7 @@ def checked_scan(
         raise InvalidValueError("points", tuple(points.shape), "shape [n, 3] or [B, n, 3]")
     batched = points.ndim == 3
     count = len(points) if batched else 1
-    at = torch.as_tensor(origin, dtype=torch.float64)
+    at = torch.as_tensor(origin, dtype=torch.float64).detach()
     if at.shape != ((count, 3) if batched else (3,)):
         allowed = f"shape {[count, 3] if batched else [3]}, as points are {list(points.shape)}"
         raise InvalidValueError("origin", list(at.shape), allowed)
@@ -67,6 +67,14 @@ def checked_scan(
     )
 
 
+def world_numbers(given: int | Sequence[int] | Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Return numbers of worlds, int64, wherever they are; refuse what is no integer."""
+    numbers = torch.as_tensor(given if not isinstance(given, range) else list(given))
+    if numbers.numel() and (numbers.is_floating_point() or numbers.dtype == torch.bool):
+        raise InvalidValueError("world", numbers.tolist(), "integers")
+    return numbers.to(torch.int64).reshape(-1)
+
+
 def worlds_once(
     world: int | Sequence[int] | Int[Tensor, " B"] | None, count: int
 ) -> Int[Tensor, " B"]:
@@ -75,8 +83,7 @@ def worlds_once(
         return torch.arange(count)
     if isinstance(world, int) and count == 1:
         return torch.tensor([checked_world(world)])
-    given = range(count) if world is None else world
-    worlds = torch.as_tensor(given, dtype=torch.int64).cpu().reshape(-1)
+    worlds = world_numbers(range(count) if world is None else world).cpu()
     if len(worlds) != count or len(worlds.unique()) != count:
         allowed = f"{count}, each once, one for each scan"
         raise InvalidValueError("world", worlds.tolist(), allowed)
@@ -89,7 +96,7 @@ def checked_points(points: Float[Tensor, "n 3"], device: torch.device) -> Float[
     """Return points as float32 on the device."""
     if points.ndim != 2 or points.shape[1] != 3:
         raise InvalidValueError("points", tuple(points.shape), "shape [n, 3]")
-    return points.to(device, torch.float32)
+    return on_device(points.detach().float(), device)
 
 
 def checked_images(
@@ -108,10 +115,7 @@ def checked_images(
         seen = f"{depth.dtype}{list(depth.shape)}"
         allowed = f"floats {list(size)} in metres, or several of them"
         raise InvalidValueError("depth", seen, allowed)
-    if not (math.isfinite(camera.fx) and math.isfinite(camera.fy) and camera.fx * camera.fy):
-        raise InvalidValueError("camera", camera, "finite focal lengths, not 0")
-    if not (math.isfinite(camera.cx) and math.isfinite(camera.cy)):
-        raise InvalidValueError("camera", camera, "a finite centre")
+    checked_camera(camera)
     poses = torch.as_tensor(pose_camera_to_world, dtype=torch.float64)
     wanted = depth.shape[:-2]
     if poses.shape != (*wanted, 4, 4):
@@ -120,8 +124,15 @@ def checked_images(
     poses = poses.reshape(-1, 4, 4).contiguous()
     if wait or poses.device.type == "cpu":
         checked_poses("pose_camera_to_world", poses)
-    images = depth.reshape(-1, *size).to(device, torch.float32).contiguous()
-    return Images(images, camera, on_device(poses, device))
+    images = on_device(depth.detach().reshape(-1, *size).float(), device)
+    return Images(images, camera, on_device(poses.detach(), device))
+
+
+def checked_camera(camera: Camera) -> Camera:
+    """Return a camera that projects."""
+    if not all(map(math.isfinite, camera)) or 0 in (camera.fx, camera.fy):
+        raise InvalidValueError("camera", camera, "finite numbers, focal lengths not 0")
+    return camera
 
 
 def checked_world(world: int) -> int:
@@ -139,15 +150,16 @@ def checked_worlds(world: Worlds, items: Tensor, device: torch.device) -> Worlds
     """
     if isinstance(world, int):
         return checked_world(world)
+    world = world_numbers(world)
     if world.shape != items.shape[:1]:
         raise InvalidValueError("world", tuple(world.shape), f"one for each of {len(items)}")
     if world.is_cuda:
         there = (world >= 0) & (world < WORLDS)
-        return torch.where(there, world, -1).to(device, torch.int64).contiguous()
+        return torch.where(there, world, -1).to(device).contiguous()
     if len(world) and not (0 <= int(world.min()) and int(world.max()) < WORLDS):
         seen = f"{int(world.min())} … {int(world.max())}"
         raise InvalidValueError("world", seen, f"0 to {WORLDS - 1}")
-    return on_device(world.to(torch.int64), device)
+    return on_device(world, device)
 
 
 def on_device(numbers: Tensor, device: torch.device) -> Tensor:

@@ -12,13 +12,17 @@ from engram.kernels.kernel import Kernel
 from engram.kernels.native import Native
 from engram.kernels.reference import Reference
 
+OLDEST = (8, 0)
+"""Compute capability that the library is compiled for, and all above."""
+
 
 def choose_kernel(device: torch.device) -> Kernel:
     """Return the compiled kernels where there are any for the device, else those in torch."""
     if device.type == "cpu" and native.libraries():
         return Native()
     if device.type == "cuda" and (library := cuda.library()):
-        return Device(device, library)
+        if torch.cuda.get_device_capability(device) >= OLDEST:
+            return Device(device, library)
     _say_once(str(device))
     return Reference()
 

@@ -3,12 +3,13 @@
 import abc
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from engram.kernels.grid import Evidence
+from engram.kernels.grid import WORLDS, Evidence
 from engram.kernels.kernel import Kernel
 from engram.kernels.scan import Asked, Bundle, Images, Worlds
 from engram.kernels.storage import EMPTY, Storage
@@ -40,6 +41,8 @@ class View(ctypes.Structure):
         ("occupied", ctypes.c_void_p),
         ("count", ctypes.c_void_p),
         ("capacity", ctypes.c_int64),
+        ("by_world", ctypes.c_void_p),
+        ("begin", ctypes.c_void_p),
     )
 
 
@@ -71,7 +74,12 @@ class Compiled(Kernel):
     """
 
     def __init__(self, library: ctypes.CDLL, *, room: bool):
-        self.lib, self.room = library, room
+        self.lib: Any = library
+        self.room = room
+
+    @abc.abstractmethod
+    def by_world(self, storage: Storage) -> tuple[Tensor, Tensor] | None:
+        """Slots sorted by world, and where each world's begin; None where there is one world."""
 
     @property
     @abc.abstractmethod
@@ -175,10 +183,14 @@ class Compiled(Kernel):
         asked: Asked,
         *rest: float | int,
     ) -> None:
+        if not len(asked.points):
+            return
         points = asked.points.contiguous()
-        view = ctypes.byref(view_of(storage))
+        view, index = view_of(storage), None
+        if name != "vox_log_odds" and (index := self.by_world(storage)):
+            view.by_world, view.begin = (part.data_ptr() for part in index)
         getattr(self.lib, name)(
-            view,
+            ctypes.byref(view),
             points.data_ptr(),
             *worlds_of(asked.worlds),
             len(points),
@@ -235,3 +247,10 @@ def view_of(storage: Storage) -> View:
         storage.counter.data_ptr(),
         storage.capacity,
     )
+
+
+def sorted_by_world(worlds: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " w"]]:
+    """Slots sorted by their worlds; and where each world's begin, and the last one's end."""
+    ordered, slots = worlds.sort(stable=True)
+    every = torch.arange(WORLDS + 1, device=worlds.device)
+    return slots, torch.searchsorted(ordered, every)

@@ -2,14 +2,15 @@
 
 import ctypes
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from engram.kernels.answers import RefusedError
+from engram.kernels.answers import MarksError, RefusedError
 from engram.kernels.checks import on_device
 from engram.kernels.compiled import (
     FOLDER,
@@ -18,10 +19,11 @@ from engram.kernels.compiled import (
     EvidenceView,
     load,
     sight_of,
+    sorted_by_world,
     view_of,
 )
-from engram.kernels.errors import EngramError
-from engram.kernels.grid import BIAS, KEY_BITS, Evidence, morton
+from engram.kernels.errors import DeviceError
+from engram.kernels.grid import BIAS, KEY_BITS, WORLDS, Evidence, morton
 from engram.kernels.scan import Asked, Inserted, Scan
 from engram.kernels.storage import EMPTY, Storage
 
@@ -83,6 +85,35 @@ def load_device(path: Path) -> ctypes.CDLL:
     return load(path, SIGNATURES)
 
 
+def make_device(device: torch.device, path: str) -> "Device":
+    """Make the kernels for a device from a library's path."""
+    return Device(device, load_device(Path(path)))
+
+
+class OnDevice:
+    """A library whose functions run on one device, whichever is current, and raise what CUDA says.
+
+    Args:
+        library: What `library` gave.
+        device: A CUDA device.
+    """
+
+    def __init__(self, library: ctypes.CDLL, device: torch.device):
+        self.library, self.device = library, device
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self.library, name)
+
+        def call(*arguments: object) -> Any:
+            with torch.cuda.device(self.device):
+                result = function(*arguments)
+                if error := self.library.vox_device_error():
+                    raise DeviceError(name, error)
+                return result
+
+        return call
+
+
 class Device(Compiled):
     """Operations on arrays of a CUDA device, on torch's current stream.
 
@@ -96,11 +127,23 @@ class Device(Compiled):
     def __init__(self, device: torch.device, library: ctypes.CDLL):
         super().__init__(library, room=True)
         self.device = device
+        self.path = library._name
+        if device.type == "cuda":
+            self.lib = OnDevice(library, device)
         self.state = torch.zeros(len(STATE), dtype=torch.int64, device=device)
         self.refused = torch.zeros(1, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.said = 0  # how many refusals were raised
         self.worlds = self.state[:0]  # of what is marked
         self._reserve(FIRST_PLACES)
+
+    def __reduce__(self) -> tuple[Callable[..., "Device"], tuple[torch.device, str]]:
+        return make_device, (self.device, self.path)
+
+    def by_world(self, storage: Storage) -> tuple[Tensor, Tensor] | None:
+        # Of all slots, those in use or not: how many are in use, only the device knows.
+        slot = torch.arange(storage.capacity, device=self.device)
+        worlds = torch.where(slot < storage.counter, storage.keys >> KEY_BITS, WORLDS)
+        return sorted_by_world(worlds)
 
     @property
     def lane(self) -> int:
@@ -130,9 +173,9 @@ class Device(Compiled):
             seen = dict(zip(STATE, self.state.tolist(), strict=True))
             if not seen["overflow"]:
                 break
-            self.discard()
             if len(self.keys) >= MOST_PLACES:
-                raise MemoryError(f"a scan touches more than {MOST_PLACES // 2} blocks")
+                raise MarksError(len(scan.worlds))
+            self.discard()
             self._reserve(2 * len(self.keys))
         hits, beyond_range, not_finite, off_grid, missing = list(seen.values())[:5]
         return Inserted(hits, beyond_range, not_finite, off_grid, new_blocks=missing)
@@ -221,8 +264,7 @@ class Device(Compiled):
         )
 
     def _launch(self, name: str, *arguments: object) -> None:
-        if not getattr(self.lib, name)(*arguments, self.lane):
-            raise EngramError(f"CUDA error {self.lib.vox_device_error()} in {name}")
+        getattr(self.lib, name)(*arguments, self.lane)
 
     def _marks(self) -> MarksView:
         parts = (self.keys, self.masks, self.list, self.slots, self.state)

@@ -19,6 +19,13 @@ class DataError(EngramError, ValueError):
     """A file that the user gave is missing, damaged or of an unknown version."""
 
 
+class DeviceError(EngramError, RuntimeError):
+    """A CUDA device failed; what it was told before may have failed too."""
+
+    def __init__(self, function: str, error: int):
+        super().__init__(f"CUDA error {error} in {function}")
+
+
 class MissingPackageError(EngramError, ImportError):
     """A package that an extra brings is not installed."""
 

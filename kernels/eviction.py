@@ -35,7 +35,7 @@ def without_farthest(
         needed: Keys of blocks that stay.
 
     Returns:
-        None where there are not so many. Of blocks equally far, the older ones go.
+        None where there are not so many. Of blocks equally far, those with the least keys go.
     """
     keys = storage.keys[: storage.count]
     worlds, order = scan.worlds.to(keys.device).sort()
@@ -46,6 +46,7 @@ def without_farthest(
     origins = scan.origins.to(keys.device)[order][at]
     distance = block_distances(storage, scan.voxel_size, origins)
     keep = torch.ones_like(may_go)
-    farthest = torch.where(may_go, distance, -1.0).argsort(descending=True, stable=True)
-    keep[farthest[:count]] = False
+    by_key = keys.argsort()
+    ranked = torch.where(may_go, distance, -1.0)[by_key].argsort(descending=True, stable=True)
+    keep[by_key[ranked[:count]]] = False
     return keep

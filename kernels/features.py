@@ -21,7 +21,8 @@ class Write(enum.Enum):
     """What becomes of a voxel's features when new ones arrive."""
 
     MEAN = "mean"
-    """The mean of all that were ever written."""
+    """The mean of all that were ever written; summed in float64, but kept in the features' type: in
+    half precision it stands still once a new one changes it by less than a digit."""
     LAST = "last"
     """The last ones; of several in one call, those that come last in it."""
     GATED = "gated"
@@ -45,14 +46,15 @@ class VoxelFeatures:
     """C numbers for every voxel that was given some: colours, embeddings, tokens.
 
     Rows are integers. `features.values[features.rows(points)]` is an ordinary gather, through
-    which gradients flow where `values` requires them; writing is no part of the graph. A row
+    which gradients flow where `values` requires them; writing is no part of the graph. Where rows
+    run out, `values` becomes a new, longer tensor, which an optimiser has to be told. A row
     belongs to its voxel until the voxel's block leaves the map (eviction, `clear`,
     `clear_outside`), and is then given to another one.
 
     Args:
         held: The map whose voxels they are.
         channels: C.
-        dtype: Of the values; means are summed in it.
+        dtype: Of the values.
         max_rows: Cap; none unless given.
     """
 
@@ -71,6 +73,8 @@ class VoxelFeatures:
     ):
         if channels < 1:
             raise InvalidValueError("channels", channels, "1 or more")
+        if not dtype.is_floating_point:
+            raise InvalidValueError("dtype", dtype, "floating-point types")
         self.held, self.max_rows = held, max_rows
         self.values = torch.zeros(0, channels, dtype=dtype, device=held.device)
         self.weight = torch.zeros(0, dtype=torch.float32, device=held.device)
@@ -78,7 +82,7 @@ class VoxelFeatures:
         self._page_of_slot = self._none(held.storage.capacity)
         self._pages = self._none(0, CELLS).int()
         self._free_pages, self._free_rows = self._none(0), self._none(0)
-        held.storage.followers.append(self)
+        held.storage.followers.add(self)
 
     @property
     def count(self) -> int:
@@ -124,8 +128,10 @@ class VoxelFeatures:
         if features.shape != (len(points), self.values.shape[1]):
             allowed = [len(points), self.values.shape[1]]
             raise InvalidValueError("features", list(features.shape), f"shape {allowed}")
-        if (gate is not None) != (how is Write.GATED):
-            raise InvalidValueError("gate", gate, "one for each point in Write.GATED, else none")
+        wanted = (len(points),) if how is Write.GATED else None
+        shape = None if gate is None else tuple(gate.shape)
+        if shape != wanted:
+            raise InvalidValueError("gate", shape, f"{wanted} in {how}")
         part = features.new_ones(len(points)) if gate is None else gate
         if not bool(((part >= 0) & (part <= 1)).all()):
             seen = f"{float(part.min())} … {float(part.max())}"
@@ -137,12 +143,13 @@ class VoxelFeatures:
         rows = self._rows(place)
         fresh = rows < 0
         rows[fresh] = self._own(place[fresh])
-        new = features[item].to(self.values)
+        # Sums of half precision would lose what is added to them.
+        new = features[item].to(self.held.device, torch.float64)
         if how is Write.LAST:
             last = torch.zeros_like(rows).scatter_reduce(
                 0, index, torch.arange(len(index), device=index.device), "amax"
             )
-            mean, share = new[last], torch.ones_like(rows, dtype=new.dtype)
+            mean, share = new[last], new.new_ones(len(rows))
         else:
             part = part.to(new)[item]
             total = part.new_zeros(len(rows)).index_add(0, index, part)
@@ -151,8 +158,8 @@ class VoxelFeatures:
             share = total / count
             if how is Write.MEAN:
                 share = count / (count + self.weight[rows])
-        old = torch.where(fresh[:, None], mean, self.values[rows])
-        self.values[rows] = old + share.to(new)[:, None] * (mean - old)
+        old = torch.where(fresh[:, None], mean, self.values[rows].to(new))
+        self.values[rows] = (old + share.to(new)[:, None] * (mean - old)).to(self.values)
         self.weight[rows] = torch.where(fresh, 0.0, self.weight[rows]) + count
         return Written(len(rows), int(fresh.sum()), len(points) - len(item))
 
@@ -176,18 +183,19 @@ class VoxelFeatures:
         rows = self._own(place)
         self.values[rows], self.weight[rows] = values, weight
 
-    def keep(self, slots: Int[Tensor, " n"]) -> None:
+    def keep(self, order: Int[Tensor, " n"]) -> None:
         """Follow the map's blocks to their new slots, and free the rows of those that left."""
+        self._follow_growth()
         page = self._page_of_slot
         stays = torch.zeros_like(page, dtype=torch.bool)
-        stays[slots] = True
+        stays[order] = True
         gone = page[~stays & (page >= 0)]
         rows = self._pages[gone].flatten().long()
         self._free_rows = torch.cat([self._free_rows, rows[rows >= 0]])
         self._free_pages = torch.cat([self._free_pages, gone])
         self._pages[gone] = -1
         self._page_of_slot = self._none(len(page))
-        self._page_of_slot[: len(slots)] = page[slots]
+        self._page_of_slot[: len(order)] = page[order]
 
     def _places(self, points: Tensor, world: Worlds) -> Int[Tensor, " n"]:
         points = checked_points(points, self.held.device)
@@ -237,9 +245,9 @@ class VoxelFeatures:
                 more = min(more, self.max_rows - first)
             if more < lacking:
                 raise FullError(first + lacking, self.max_rows or 0, "rows")
-            self.values = torch.cat(
-                [self.values, self.values.new_zeros(more, *self.values.shape[1:])]
-            )
+            empty = self.values.new_zeros(more, self.values.shape[1])
+            grown = torch.cat([self.values.detach(), empty])
+            self.values = grown.requires_grad_(self.values.requires_grad)
             self.weight = torch.cat([self.weight, self.weight.new_zeros(more)])
             ahead = torch.arange(first + more - 1, first - 1, -1, device=self.values.device)
             self._free_rows = torch.cat([ahead, self._free_rows])

@@ -16,9 +16,11 @@ from engram.kernels.compiled import (
     EvidenceView,
     load,
     sight_of,
+    sorted_by_world,
     view_of,
 )
-from engram.kernels.grid import Evidence
+from engram.kernels.errors import InvalidValueError
+from engram.kernels.grid import KEY_BITS, Evidence
 from engram.kernels.kernel import each_world
 from engram.kernels.scan import Inserted, Scan
 from engram.kernels.storage import Storage
@@ -51,6 +53,13 @@ def libraries() -> list[ctypes.CDLL]:
     return [load(path, SIGNATURES) for path in paths if path.exists()]
 
 
+def cores() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Native(Compiled):
     """Operations on arrays in host memory.
 
@@ -63,9 +72,15 @@ class Native(Compiled):
 
     def __init__(self, threads: int | None = None, library: ctypes.CDLL | None = None):
         super().__init__(library or libraries()[-1], room=False)
-        self.threads = threads or len(os.sched_getaffinity(0))
+        if threads is not None and threads < 1:
+            raise InvalidValueError("threads", threads, "1 or more")
+        self.threads = threads or cores()
         self.scratch = self.lib.vox_scratch(self.threads)
         self.world = 0  # of what is marked
+
+    def __reduce__(self) -> tuple[type["Native"], tuple[int]]:
+        # A copy, or a process of its own, gets scratch memory of its own.
+        return Native, (self.threads,)
 
     def __del__(self) -> None:
         if getattr(self, "scratch", None):
@@ -74,6 +89,12 @@ class Native(Compiled):
     @property
     def lane(self) -> int:
         return self.threads
+
+    def by_world(self, storage: Storage) -> tuple[Tensor, Tensor] | None:
+        worlds = storage.keys[: storage.count] >> KEY_BITS
+        if not len(worlds) or bool((worlds == worlds[0]).all()):
+            return None
+        return sorted_by_world(worlds)
 
     @property
     def nbytes(self) -> int:

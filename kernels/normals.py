@@ -1,12 +1,13 @@
 """Surface normals of occupied voxels, by the plane that fits their neighbours best."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from engram.kernels.checks import checked_voxels
+from engram.kernels.errors import InvalidValueError
 from engram.kernels.queries import VoxelQueries
 
 VOXELS_AT_ONCE = 1 << 15
@@ -36,7 +37,8 @@ def surface_normals(held: VoxelQueries, radius: float, *, world: int = 0) -> Nor
         radius: [m]; two to four voxels serve most maps.
         world: Which of the map's worlds.
     """
-    checked_voxels("radius", radius, held.voxel_size)
+    if not (math.isfinite(radius) and radius > 0):
+        raise InvalidValueError("radius", radius, "finite numbers above 0 [m]")
     centre = held.occupied_centres(world=world)
     parts = [_fit(held, part, radius, world) for part in centre.split(VOXELS_AT_ONCE)]
     normal, curvature = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -50,6 +50,5 @@ class Occupancy(NamedTuple):
             raise InvalidValueError("occupancy", tuple(self), allowed)
         m, h = min(steps, key=lambda pair: (abs(pair[1] / pair[0] + hit / miss), -pair[0]))
         scale = m / -miss
-        return Evidence(
-            h, -m, round(scale * low), round(scale * high), math.ceil(scale * threshold)
-        )
+        most = round(scale * high)
+        return Evidence(h, -m, round(scale * low), most, min(math.ceil(scale * threshold), most))

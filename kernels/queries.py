@@ -10,6 +10,7 @@ from engram.kernels import regions
 from engram.kernels.answers import Casts, Neighbours
 from engram.kernels.checks import (
     Vector,
+    checked_camera,
     checked_corner,
     checked_points,
     checked_pose,
@@ -69,9 +70,13 @@ class VoxelQueries:
         """
         if not max_range > 0:
             raise InvalidValueError("max_range", max_range, "above 0 [m]")
+        for name, rays in (("origins", origins), ("directions", directions)):
+            if rays.ndim != 2 or rays.shape[1] != 3 or len(rays) != len(origins):
+                allowed = "shape [n, 3], as many origins as directions"
+                raise InvalidValueError(name, list(rays.shape), allowed)
         bundle = Bundle(
-            origins.to(self.device, torch.float64),
-            directions.to(self.device, torch.float64),
+            origins.detach().to(self.device, torch.float64),
+            directions.detach().to(self.device, torch.float64),
             float(max_range),
             stop_at_unknown,
             checked_worlds(world, origins, self.device),
@@ -179,7 +184,7 @@ class VoxelQueries:
         """
         pose = checked_pose("pose_camera_to_world", pose_camera_to_world).to(self.device)
         depth = (float(least_depth), float(most_depth))
-        view = regions.View(camera, pose, depth)
+        view = regions.View(checked_camera(camera), pose, depth)
         world = checked_world(world)
         return regions.frustum(self.storage, view, self.voxel_size, world, self.evidence.threshold)
 

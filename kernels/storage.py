@@ -1,6 +1,7 @@
 """The arrays that hold a map: blocks of voxels by slot, and a hash table from keys to slots."""
 
-from typing import Protocol
+import weakref
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Int
@@ -17,13 +18,15 @@ BLOCK_BYTES = CELLS + 2 * 64 + 8
 """Bytes of a block: log-odds, two masks, key."""
 PLACE_BYTES = 16
 LEAST_CAPACITY = 64
+SUMMARISED = 1 << 14
+"""Blocks summarised at a time, which takes some 4 kB each."""
 
 
 class Follower(Protocol):
     """What holds something for every block, by slot."""
 
-    def keep(self, slots: Int[Tensor, " n"]) -> None:
-        """Follow `Storage.keep`."""
+    def keep(self, order: Int[Tensor, " n"]) -> None:
+        """Follow `Storage.keep`: slot i is what slot order[i] was."""
 
 
 class Storage:
@@ -48,14 +51,21 @@ class Storage:
     """Key and slot; open addressing, at most 60 % full. Only the compiled kernels use it."""
     counter: Int[Tensor, " 1"]
     """Slots in use: on the device, so that kernels take slots without asking the host."""
-    followers: list[Follower]
-    """What is told when blocks move."""
+    followers: weakref.WeakSet[Follower]
+    """What is told when blocks move, for as long as others hold it."""
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.followers = []
+        self.followers = weakref.WeakSet()
         self._allocate(LEAST_CAPACITY)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What follows belongs to others, and is not copied with the arrays.
+        return self.__dict__ | {"followers": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state | {"followers": weakref.WeakSet()}
 
     @property
     def count(self) -> int:
@@ -130,18 +140,28 @@ class Storage:
             target[:count] = source[:count]
 
     def keep(self, slots: Int[Tensor, " n"]) -> None:
-        """Drop all blocks but these, which take slots 0 … n − 1; the table is not told."""
+        """Drop all blocks but these, in ascending order; the table is not told.
+
+        Those beyond the first n slots move to where others left.
+        """
+        count = len(slots)
+        stays = torch.zeros(self.count, dtype=torch.bool, device=self.device)
+        stays[slots] = True
+        order = torch.arange(count, device=self.device)
+        order[~stays[:count]] = slots[slots >= count]
+        for follower in self.followers:  # first: what they raise leaves the map whole
+            follower.keep(order)
+        (holes,) = (~stays[:count]).nonzero(as_tuple=True)
         for part in (self.keys, self.log_odds, self.known, self.occupied):
-            part[: len(slots)] = part[slots]
-        self.count = len(slots)
-        for follower in self.followers:
-            follower.keep(slots)
+            part[holes] = part[order[holes]]
+        self.count = count
 
     def summarise(self, slots: Int[Tensor, " n"], threshold: int) -> None:
         """Compute the masks of blocks from their log-odds."""
-        value = self.log_odds[slots]
-        self.known[slots] = _pack(value != UNKNOWN)
-        self.occupied[slots] = _pack(value >= threshold)
+        for part in slots.split(SUMMARISED):
+            value = self.log_odds[part]
+            self.known[part] = _pack(value != UNKNOWN)
+            self.occupied[part] = _pack(value >= threshold)
 
     def _allocate(self, capacity: int) -> None:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:

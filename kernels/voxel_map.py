@@ -8,14 +8,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from engram.kernels.answers import FullError, WhenFull
+from engram.kernels.answers import FullError, MarksError, WhenFull
 from engram.kernels.checks import (
     Vector,
     checked_images,
     checked_pose,
     checked_scan,
     checked_vector,
+    checked_voxels,
     checked_world,
+    on_device,
+    world_numbers,
 )
 from engram.kernels.choice import choose_kernel
 from engram.kernels.device import Device
@@ -23,7 +26,7 @@ from engram.kernels.errors import InvalidValueError
 from engram.kernels.eviction import block_distances, without_farthest
 from engram.kernels.files.maps import fill, read_map, write_map
 from engram.kernels.grid import KEY_BITS, Evidence
-from engram.kernels.kernel import Kernel
+from engram.kernels.kernel import Kernel, each_world
 from engram.kernels.merging import seen_from
 from engram.kernels.occupancy import Occupancy
 from engram.kernels.queries import VoxelQueries
@@ -32,6 +35,10 @@ from engram.kernels.storage import LEAST_CAPACITY, UNKNOWN, Storage
 
 DOUBLED = 1024
 """Capacity [blocks] below which a map doubles when it grows; above, it grows by a quarter."""
+
+
+EVICTED_AT_ONCE = 32
+"""An eviction drops at least this part of what the cap allows."""
 
 
 class VoxelMap(VoxelQueries):
@@ -115,7 +122,7 @@ class VoxelMap(VoxelQueries):
                 as are those after it.
         """
         scan = checked_scan(
-            points.to(self.device, torch.float32),
+            on_device(points.detach().float(), self.device),
             origin,
             world,
             voxel_size=self.voxel_size,
@@ -223,7 +230,9 @@ class VoxelMap(VoxelQueries):
         if worlds is None:
             keep = torch.zeros_like(held, dtype=torch.bool)
         else:
-            keep = ~torch.isin(held, torch.as_tensor(worlds, device=self.device))
+            for world in (numbers := world_numbers(worlds)).tolist():
+                checked_world(world)
+            keep = ~torch.isin(held, numbers.to(self.device))
         self._keep(keep)
 
     def clear_outside(self, centre: Vector, radius: float, *, world: int = 0) -> int:
@@ -238,6 +247,7 @@ class VoxelMap(VoxelQueries):
             The number of blocks forgotten.
         """
         checked_world(world)
+        checked_voxels("radius", radius, self.voxel_size)
         before = self.storage.count
         at = torch.tensor(checked_vector("centre", centre), dtype=torch.float64)
         near = block_distances(self.storage, self.voxel_size, at.to(self.device)) <= radius
@@ -296,20 +306,31 @@ class VoxelMap(VoxelQueries):
 
     def _insert(self, scan: Scan) -> Inserted:
         if self.later is not None:
+            told = self.later.enqueue(self.storage, scan, self.evidence)
             self.later.raise_refused(self.max_bytes or 0)
-            return self.later.enqueue(self.storage, scan, self.evidence)
-        total = Inserted(0, 0, 0, 0)
-        for part in self.kernel.parts(scan):
-            told = self.kernel.mark(self.storage, part)
+            return told
+        parts, total = list(self.kernel.parts(scan)), Inserted(0, 0, 0, 0)
+        while parts:
+            part = parts.pop(0)
             try:
+                told = self.kernel.mark(self.storage, part)
+                if len(part.worlds) > 1 and not self._fits(told):
+                    raise MarksError(len(part.worlds))
                 evicted = self._make_room(int(told.new_blocks), part)
-            except FullError:
+                self.kernel.apply(self.storage, self.evidence)
+            except BaseException as error:  # whatever it is, nothing must stay marked
                 self.kernel.discard()
-                raise
-            self.kernel.apply(self.storage, self.evidence)
+                if not isinstance(error, MarksError) or len(part.worlds) == 1:
+                    raise
+                parts = [*each_world(part), *parts]  # what does not fit at once may one by one
+                continue
             told = told._replace(evicted_blocks=evicted)
             total = Inserted(*(a + b for a, b in zip(total, told, strict=True)))
         return total
+
+    def _fits(self, told: Inserted) -> bool:
+        needed = self.storage.count + int(told.new_blocks)
+        return self.max_bytes is None or needed <= Storage.capacity_within(self.max_bytes)
 
     def _make_room(self, missing: int, scan: Scan | None = None) -> int:
         """Grow, evict what is far from a scan's sensors, or raise.
@@ -322,15 +343,20 @@ class VoxelMap(VoxelQueries):
         if needed <= storage.capacity:
             return 0
         limit = needed if self.max_bytes is None else Storage.capacity_within(self.max_bytes)
-        keep = None
+        keep, evicted = None, 0
         if needed > limit:
             if self.when_full is WhenFull.EVICT and scan is not None:
-                keep = without_farthest(
-                    storage, scan, count=needed - limit, needed=self.kernel.touched()
-                )
+                touched = self.kernel.touched()
+                # A few more than must go: each time, all of the table is filled anew.
+                for count in (max(needed - limit, limit // EVICTED_AT_ONCE), needed - limit):
+                    keep = without_farthest(storage, scan, count=count, needed=touched)
+                    if keep is not None:
+                        break
             if keep is None:
                 raise FullError(Storage.bytes_for(needed), self.max_bytes or 0)
+            evicted = len(keep) - int(keep.sum())
             storage.keep(keep.nonzero()[:, 0])
+            needed -= evicted
         small = storage.capacity < DOUBLED
         capacity = max(needed, storage.capacity * 2 if small else storage.capacity * 5 // 4)
         if self.max_bytes is not None:
@@ -338,7 +364,7 @@ class VoxelMap(VoxelQueries):
         if capacity > storage.capacity:  # a map at its cap keeps its arrays
             storage.grow(capacity)
         self.kernel.rehash(storage)
-        return max(0, needed - limit)
+        return evicted
 
     def _keep(self, keep: Tensor) -> None:
         (slots,) = keep.nonzero(as_tuple=True)

@@ -1,5 +1,6 @@
 """Arrays on disk: NPZ without objects, versioned, and the same bytes for the same arrays."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -11,6 +12,11 @@ import numpy as np
 from engram.kernels.errors import DataError
 from engram.kernels.files.whole import whole_file
 
+UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy and the standard library raise on bytes that are no NPZ, or no longer."""
 Fields = Mapping[str, tuple[type[np.generic] | None, tuple[int | None, ...]]]
 """Type and shape of every array; None where any is allowed."""
 
@@ -33,7 +39,7 @@ def read_arrays(path: Path, fields: Fields, what: str, version: int) -> dict[str
             if isinstance(loaded, np.ndarray):
                 raise ValueError("it holds a single array")
             found = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} is no readable {what}: {error}") from error
     fields = {"format": (np.int64, ()), **fields}
     if found.keys() != fields.keys():

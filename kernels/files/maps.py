@@ -58,8 +58,9 @@ def _check_contents(path: Path, found: dict[str, np.ndarray]) -> None:
     if not np.isfinite(found["voxel_size"]) or found["voxel_size"] <= 0:
         raise DataError(f"voxel_size in {path} is {found['voxel_size']}; allowed: above 0 [m]")
     ordered = evidence.low <= 0 <= evidence.high and evidence.miss < 0 < evidence.hit
+    ordered = ordered and evidence.threshold <= evidence.high
     if not ordered or any(abs(steps) > 127 for steps in evidence):
-        allowed = "steps within ±127, low ≤ 0 ≤ high, miss < 0 < hit"
+        allowed = "steps within ±127, low ≤ 0 ≤ high, threshold ≤ high, miss < 0 < hit"
         raise DataError(f"evidence in {path} is {evidence}; allowed: {allowed}")
     known = value[value != UNKNOWN]
     if len(known) and (known.min() < evidence.low or known.max() > evidence.high):

@@ -28,8 +28,6 @@ CORNER = (BIAS - REACH) // 8
 """Where OctoMap's grid begins in ours, in blocks, on each axis."""
 MOST_BLOCKS = 1 << 21
 """Blocks that a file may unfold to, 1.4 GB: a single leaf can stand for 2⁴⁵ voxels."""
-SUMMARISED = 1 << 16
-"""Blocks summarised at a time, which takes some 4 kB each."""
 
 
 class Header(NamedTuple):
@@ -174,6 +172,5 @@ def _fill(made: VoxelMap, blocks: Blocks) -> None:
     value = storage.log_odds[:count]
     value.masked_fill_(state == FREE_LEAF, made.evidence.low)
     value.masked_fill_(state == OCCUPIED_LEAF, made.evidence.high)
-    for slots in torch.arange(count, device=storage.device).split(SUMMARISED):
-        storage.summarise(slots, made.evidence.threshold)
+    storage.summarise(torch.arange(count, device=storage.device), made.evidence.threshold)
     made.kernel.rehash(storage)

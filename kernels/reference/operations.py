@@ -214,7 +214,8 @@ def _reach(bundle: Bundle, voxel_size: float) -> tuple[Tensor, Tensor, Float[Ten
     good = on_grid(bundle.origins * (1 / voxel_size)) & (length > 0) & length.isfinite()
     along = torch.where(good[:, None], bundle.directions / length[:, None], 0.0)
     begin = torch.where(good[:, None], bundle.origins, 0.0)
-    room = (torch.where(along > 0, inner, -inner) - begin) / along
+    # Not where(…, inner, -inner), which is float32.
+    room = (inner * along.sign() - begin) / along
     room = torch.where(along == 0, float("inf"), room.clamp(min=0)).amin(1)
     reach = torch.where(good, room.clamp(max=bundle.max_range), 0.0)
     return good, begin + along * reach[:, None], reach

@@ -170,10 +170,10 @@ void vox_list_within(const View* map, const float* points, const int64_t* worlds
   each(stream, {count}, List{{*map, points, worlds, world, voxel_size}, radius, offset, metres, voxel});
 }
 
-// What went wrong on the device before now, as CUDA numbers it; 0: nothing. Nothing waits.
+// What went wrong since the last call, as CUDA numbers it; 0: nothing. Nothing waits.
 int64_t vox_device_error() {
 #ifdef __CUDACC__
-  return cudaPeekAtLastError();
+  return cudaGetLastError();
 #else
   return 0;
 #endif

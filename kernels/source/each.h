@@ -29,10 +29,10 @@ template <class T>
 VOX_BOTH T fresh(const T* from) {  // past caches that others' stores do not reach
   return *static_cast<const volatile T*>(from);
 }
-// Add one; the threads of a warp that do so together add once.
+// Add one; the threads of a warp that add to the same number at once do so by one of them.
 VOX_BOTH void count(int64_t* to) {
-  const unsigned active = __activemask(), lane = threadIdx.x & 31;
-  if (lane == unsigned(__ffs(int(active)) - 1)) add(to, __popc(active));
+  const unsigned same = __match_any_sync(__activemask(), reinterpret_cast<unsigned long long>(to));
+  if ((threadIdx.x & 31) == unsigned(__ffs(int(same)) - 1)) add(to, __popc(same));
 }
 #else
 VOX_BOTH int64_t add(int64_t* to, int64_t value) { return __atomic_fetch_add(to, value, __ATOMIC_RELAXED); }

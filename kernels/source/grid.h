@@ -20,6 +20,7 @@ namespace vox {
 // 8 x 8 x 8 voxels; a key is world << 48 | Morton code of the block's three 16-bit coordinates.
 constexpr int kVoxelBits = 19, kBlockBits = kVoxelBits - 3, kKeyBits = 3 * kBlockBits;
 constexpr int64_t kBias = int64_t{1} << (kVoxelBits - 1);
+constexpr int64_t kWorlds = int64_t{1} << (63 - kKeyBits);
 constexpr int kCells = 512;
 constexpr int64_t kEmpty = -1;  // no key
 constexpr int8_t kUnknown = -128;  // no log-odds

@@ -9,7 +9,7 @@ struct Entry {
   int64_t slot;
 };
 
-// Filled in by Python; its twin is native.View.
+// Filled in by Python; its twin is compiled.View.
 struct View {
   Entry* table;       // [table_size], open addressing with linear probing
   int64_t table_size; // a power of two
@@ -19,6 +19,9 @@ struct View {
   uint64_t* occupied; // [capacity, 8]
   int64_t* count;     // slots in use
   int64_t capacity;
+  // For queries that may have to look at all blocks of a world: slots sorted by world, and where
+  // each world's begin, [worlds + 1]; null where the map holds no more than one world.
+  const int64_t *by_world, *begin;
 };
 
 // What evidence does to a voxel, in steps of log-odds.
@@ -34,6 +37,22 @@ VOX_BOTH int64_t find(const View& map, int64_t key) {
     if (entry.key == kEmpty) return -1;
   }
 }
+
+// Slots of a world: at(first) ... at(last - 1).
+struct Blocks {
+  const View& map;
+  int64_t first, last;
+
+  VOX_BOTH Blocks(const View& map, int64_t world) : map(map), first(0), last(0) {
+    if (map.begin) {
+      if (world >= 0 && world < kWorlds) first = map.begin[world], last = map.begin[world + 1];
+    } else if (*map.count && map.keys[0] >> kKeyBits == world) {
+      last = *map.count;
+    }
+  }
+  VOX_BOTH int64_t number() const { return last - first; }
+  VOX_BOTH int64_t at(int64_t i) const { return map.by_world ? map.by_world[i] : i; }
+};
 
 // The slot of a block, a new one where it has none; the caller has made room.
 inline int64_t acquire(View& map, int64_t key) {

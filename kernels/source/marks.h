@@ -10,7 +10,7 @@ namespace vox {
 
 enum Mask { kEndMask = 0, kHitMask = 8, kFreeMask = 16, kMaskWords = 24 };
 
-// Numbers that stay on the device until somebody asks; their twin is device.State.
+// Numbers that stay on the device until somebody asks; they stand in device.STATE, in this order.
 struct State {
   int64_t hits, beyond_range, not_finite, off_grid;  // points, in the order of scan.Inserted
   int64_t missing;   // blocks that the map lacks

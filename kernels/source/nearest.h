@@ -52,12 +52,10 @@ VOX_BOTH bool load(const View& map, const Query& q, const int64_t block[3], Bloc
   return to.slot >= 0;
 }
 
-// Where the block of a slot lies; false where it is of another world.
-VOX_BOTH bool place(const View& map, const Query& q, int64_t slot, int64_t at[3]) {
-  if (map.keys[slot] >> kKeyBits != q.world) return false;
+// Where the block of a slot lies.
+VOX_BOTH void place(const View& map, int64_t slot, int64_t at[3]) {
   const uint64_t code = uint64_t(map.keys[slot]) & ((uint64_t{1} << kKeyBits) - 1);
   for (int j = 0; j < 3; ++j) at[j] = int64_t(unspread(code >> j));
-  return true;
 }
 
 // Squared distances along each axis: to the eight centres of a block, and to the nearest and the
@@ -228,9 +226,11 @@ class Nearest {
   // The k nearest within the limit, sorted; their number.
   VOX_BOTH int64_t run(const Query& q) {
     best_.clear();
+    const Blocks blocks(map_, q.world);
+    if (!blocks.number()) return 0;
     for (int64_t r = 0; r == 0 || ring_least(q, r) <= best_.worst(); ++r) {
-      if ((2 * r + 1) * (2 * r + 1) * (2 * r + 1) > *map_.count + 27) {  // far from everything
-        all(q);
+      if ((2 * r + 1) * (2 * r + 1) * (2 * r + 1) > blocks.number() + 27) {  // far from everything
+        all(q, blocks);
         break;
       }
       ring(q, r);
@@ -240,12 +240,13 @@ class Nearest {
   }
 
  private:
-  // Visit every block of the map instead.
-  VOX_BOTH void all(const Query& q) {
+  // Visit every block of the world instead.
+  VOX_BOTH void all(const Query& q, const Blocks& blocks) {
     best_.clear();
-    for (int64_t slot = 0; slot < *map_.count; ++slot) {
+    for (int64_t i = blocks.first; i < blocks.last; ++i) {
       int64_t at[3];
-      if (place(map_, q, slot, at)) consider(q, at);
+      place(map_, blocks.at(i), at);
+      consider(q, at);
     }
   }
 
@@ -309,7 +310,8 @@ VOX_BOTH void each_block(const View& map, const Query& q, double radius, const V
     if (near <= square && load(map, q, at, block)) visit(block, far <= square);
   };
   const double volume = double(high[0] - low[0] + 1) * double(high[1] - low[1] + 1) * double(high[2] - low[2] + 1);
-  if (volume <= double(*map.count)) {
+  const Blocks blocks(map, q.world);
+  if (volume <= double(blocks.number())) {
     for (int64_t z = low[2]; z <= high[2]; ++z)
       for (int64_t y = low[1]; y <= high[1]; ++y)
         for (int64_t x = low[0]; x <= high[0]; ++x) {
@@ -318,9 +320,10 @@ VOX_BOTH void each_block(const View& map, const Query& q, double radius, const V
         }
     return;
   }
-  for (int64_t slot = 0; slot < *map.count; ++slot) {  // the ball is larger than the map
+  for (int64_t i = blocks.first; i < blocks.last; ++i) {  // the ball is larger than the map
     int64_t at[3];
-    if (place(map, q, slot, at)) consider(at);
+    place(map, blocks.at(i), at);
+    consider(at);
   }
 }
 

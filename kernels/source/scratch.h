@@ -41,9 +41,14 @@ class SparseMarks {
   int64_t bytes() const {
     return int64_t(cells_.capacity() + 8 * keys_.capacity() + 4 * table_.capacity());
   }
+  // What one far scan took is given back by the next that needs far less.
   void clear() {
-    keys_.clear(), cells_.clear(), last_ = kEmpty;
-    table_.assign(table_.size(), -1);
+    if (16 * keys_.size() < table_.size()) {
+      std::vector<int64_t>().swap(keys_), std::vector<uint8_t>().swap(cells_), std::vector<int32_t>().swap(table_);
+    } else {
+      keys_.clear(), cells_.clear(), table_.assign(table_.size(), -1);
+    }
+    last_ = kEmpty;
   }
 
  private:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engram.kernels import FullError, Insert, RefusedError, VoxelMap, WhenFull, device
+from engram.kernels.answers import MarksError
 from engram.kernels.device import FIRST_PLACES, Device
 from engram.kernels.errors import InvalidValueError
 from engram.kernels.reference import Reference
@@ -60,8 +61,8 @@ def test_what_has_no_room_is_refused_as_a_whole_and_said_later(on_device: Any) -
     told = held.insert_points(points[:60], HERE, mode=Insert.ENDPOINT)
     assert isinstance(told.hits, torch.Tensor)
     assert (int(told.hits), int(told.new_blocks)) == (60, 60)
-    held.insert_points(points[50:], HERE, mode=Insert.ENDPOINT)  # brings 14 for which 4 are left
-    with pytest.raises(RefusedError, match=r"1 earlier insertion\(s\) had no room"):
+    with pytest.raises(RefusedError, match=r"1 insertion\(s\) had no room"):
+        held.insert_points(points[50:], HERE, mode=Insert.ENDPOINT)  # brings 14 where 4 have room
         held.wait()
     held.wait()  # it is said once
     seen = held.occupancy(points)
@@ -76,14 +77,69 @@ def test_what_has_no_room_is_refused_as_a_whole_and_said_later(on_device: Any) -
     assert held.stats()["occupied"] == 10
 
 
-def test_the_next_insertion_says_what_was_refused(on_device: Any) -> None:
+def test_a_refusal_is_said_once_however_late_it_is_known(on_device: Any) -> None:
     held = on_device(1.0, **LATER)
-    held.insert_points(line(LEAST_CAPACITY + 1), HERE, mode=Insert.ENDPOINT)
-    if held.device.type == "cuda":
-        torch.cuda.synchronize()
-    with pytest.raises(FullError, match="earlier"):
-        held.insert_points(line(1), HERE)
-    assert held.stats()["blocks"] == 0
+    with pytest.raises(RefusedError):
+        held.insert_points(line(LEAST_CAPACITY + 1), HERE, mode=Insert.ENDPOINT)
+        held.wait()
+    late = held.kernel.refused.clone()
+    for _ in range(3):
+        held.insert_points(line(1), HERE, mode=Insert.ENDPOINT)
+        held.kernel.refused.copy_(late)  # as a copy that was on its way
+    held.wait()
+    assert held.stats()["blocks"] == 1
+    with pytest.raises(RefusedError, match=r"^1 insertion"):
+        held.insert_points(line(LEAST_CAPACITY + 1), HERE, mode=Insert.ENDPOINT)
+        held.wait()
+
+
+def test_nothing_stays_marked_where_memory_runs_out(
+    on_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = on_device(1.0)
+
+    def fail(capacity: int) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(held.storage, "grow", fail)
+        with pytest.raises(MemoryError):
+            held.insert_points(line(200), HERE, mode=Insert.ENDPOINT)
+    told = held.insert_points(line(200), HERE, mode=Insert.ENDPOINT)
+    assert told.new_blocks == 200 and held.occupancy(line(200)).eq(1).all()
+
+
+@pytest.mark.parametrize("when_full", [WhenFull.RAISE, WhenFull.EVICT])
+def test_a_batch_that_does_not_fit_is_inserted_as_worlds_one_after_another(
+    on_device: Any, when_full: WhenFull
+) -> None:
+    given = {"max_bytes": CAP, "when_full": when_full}
+    maps = on_device(1.0, **given), VoxelMap(1.0, kernel=Reference(), **given)
+    raised = []
+    for held in maps:
+        for first in (0, 160):  # 20 blocks of each of three worlds, and 20 more
+            points = (line(20) + torch.tensor([first, 0.0, 0.0])).repeat(3, 1, 1)
+            try:
+                held.insert_points(points, torch.zeros(3, 3), mode=Insert.ENDPOINT)
+            except FullError:
+                raised.append(first)
+    assert raised == ([160, 160] if when_full is WhenFull.RAISE else [])
+    for world in range(3):
+        seen = [held.occupancy(line(40), world=world).cpu() for held in maps]
+        assert torch.equal(*seen) and seen[0][-20:].eq(1).any() == (when_full is WhenFull.EVICT)
+
+
+def test_more_blocks_than_there_are_marks_for(
+    on_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "MOST_PLACES", FIRST_PLACES)
+    held = on_device(1.0)
+    points = line(6000).repeat(2, 1, 1)
+    told = held.insert_points(points, torch.zeros(2, 3), mode=Insert.ENDPOINT)
+    assert told.new_blocks == 12_000  # world by world
+    with pytest.raises(MarksError, match="too many blocks"):
+        held.insert_points(line(FIRST_PLACES), HERE, mode=Insert.ENDPOINT)
+    assert held.insert_points(line(4), HERE, mode=Insert.ENDPOINT).hits == 4
 
 
 def test_insertions_that_never_wait_build_the_same_map(on_device: Any) -> None:

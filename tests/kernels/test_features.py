@@ -115,6 +115,41 @@ def test_rows_leave_with_their_blocks_and_are_given_anew() -> None:
     assert features.count == 0 and features.rows(points).eq(-1).all()
 
 
+def test_rows_follow_a_map_that_grew_since_they_were_written() -> None:
+    held = hit(line(10, step=8.0))
+    features = VoxelFeatures(held, 1)
+    points = line(300, step=8.0)
+    features.write(points[:10], points[:10, :1])
+    held.insert_points(points, HERE, mode=Insert.ENDPOINT)
+    held.clear_outside((0.0, 0.0, 0.0), 40.0)
+    there = held.occupancy(points) == 1
+    assert 4 < there.sum() < 8
+    rows = features.rows(points)
+    assert torch.equal(rows >= 0, there)
+    assert torch.equal(features.values[rows[there], 0], points[there, 0])
+
+
+def test_means_of_half_precision_are_summed_in_full() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        features = VoxelFeatures(hit(line()), 1, dtype=dtype)
+        features.write(line()[:1].expand(1000, 3), torch.full((1000, 1), 100.0))
+        assert features.values[features.rows(line()[:1])].item() == 100.0
+    features = VoxelFeatures(hit(line()), 1)
+    features.write(line()[[0, 0, 0]], torch.full((3, 1), 3e38))
+    assert features.values[features.rows(line()[:1])].item() == pytest.approx(3e38)
+
+
+def test_values_require_gradients_after_they_grew_and_nobody_holds_what_was_dropped() -> None:
+    held = hit(line(200, step=8.0))
+    features = VoxelFeatures(held, 1)
+    features.values.requires_grad_()
+    features.write(line(200, step=8.0), torch.ones(200, 1))
+    assert features.values.requires_grad and features.values.is_leaf
+    assert len(held.storage.followers) == 1
+    del features
+    assert len(held.storage.followers) == 0
+
+
 def test_more_rows_than_allowed_are_refused_and_nothing_is_written() -> None:
     held = hit(line(100, step=8.0))
     features = VoxelFeatures(held, 1, max_rows=70)
@@ -230,8 +265,12 @@ def test_damaged_features_and_those_of_another_map_are_refused(tmp_path: Path) -
         (lambda m: VoxelFeatures(m, 0), "channels is 0"),
         (lambda m: write(m, torch.zeros(4, 3)), r"allowed: shape \[4, 1\]"),
         (lambda m: write(m, gate=torch.full((4,), 1.5)), "gate is '1.5 … 1.5'; allowed: 0 to 1"),
-        (lambda m: write(m, how=Write.GATED), "gate is None"),
-        (lambda m: write(m, how=Write.MEAN, gate=torch.ones(4)), "gate is tensor"),
+        (lambda m: write(m, how=Write.GATED), "gate is None; allowed"),
+        (lambda m: VoxelFeatures(m, 1, dtype=torch.int64), "dtype is torch.int64"),
+        (
+            lambda m: write(m, how=Write.MEAN, gate=torch.ones(4)),
+            r"gate is \(4,\); allowed: None in Write.MEAN",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_refused_by_name(call: Any, message: str) -> None:

@@ -115,6 +115,21 @@ def test_rays(make, seed, kind, unknown, max_range) -> None:
     assert torch.equal(mine.voxel.cpu(), true.voxel)
 
 
+@pytest.mark.parametrize("voxel", [0.05, 1000.0])
+def test_rays_to_the_border_of_the_grid(make, voxel) -> None:
+    random = torch.Generator().manual_seed(0)
+    corner = (2**18 - 60) * voxel
+    begin = corner + torch.rand(200, 3, generator=random, dtype=torch.float64) * 50 * voxel
+    along = torch.rand(200, 3, generator=random, dtype=torch.float64)
+    maps = make(voxel), VoxelMap(voxel, kernel=Reference())
+    for held in maps:
+        held.insert_points(begin.float(), begin[0], mode=Insert.ENDPOINT)
+    mine, true = (held.cast_rays(begin - voxel, along) for held in maps)
+    assert true.stopped.any()
+    assert torch.equal(mine.distance.cpu(), true.distance)
+    assert torch.equal(mine.voxel.cpu(), true.voxel)
+
+
 @given(
     seed=st.integers(0, 2**31),
     kind=st.sampled_from(("free", "lattice", "far", "broken")),

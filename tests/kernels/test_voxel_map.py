@@ -1,7 +1,9 @@
 """The voxel map by hand: small scans, several worlds, caps, files, and what is refused."""
 
+import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from engram.kernels import Camera, FullError, Insert, Occupancy, VoxelMap, WhenFull, native
+from engram.kernels import (
+    Camera,
+    FullError,
+    Insert,
+    Occupancy,
+    VoxelMap,
+    WhenFull,
+    native,
+    surface_normals,
+)
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.kernels.native import Native
 from engram.kernels.reference import Reference
@@ -317,6 +328,11 @@ def test_a_truncated_or_flipped_file_is_refused(tmp_path: Path) -> None:
         (lambda m: project(m, poses=torch.diag(torch.tensor([2.0, 1, 1, 1]))), "is off by 3"),
         (lambda m: project(m, poses=torch.diag(torch.tensor([-1.0, 1, 1, 1]))), "that mirrors"),
         (lambda m: project(m, poses=-torch.eye(4)), "matrix ending in"),
+        (lambda m: m.clear_outside(HERE, math.nan), "radius is nan"),
+        (lambda m: m.clear([99_999]), "world is 99999"),
+        (lambda m: m.frustum(Camera(4, 4, 0.0, 1.0, 2.0, 2.0), torch.eye(4)), "camera is"),
+        (lambda m: surface_normals(m, math.inf), "radius is inf"),
+        (lambda m: Native(-1), "threads is -1"),
         (lambda m: Occupancy(hit=0.4).evidence(), "occupancy is"),
     ],
 )
@@ -346,6 +362,14 @@ def test_a_real_scan_gives_every_voxel_that_octomap_gives(shared_data: Path, gol
     assert seen.ge(0).all()
 
 
+def run_without_type_checks(code: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_without_compiled_kernels_the_map_says_so_once() -> None:
     code = """
 import warnings
@@ -356,14 +380,8 @@ with warnings.catch_warnings(record=True) as seen:
     maps = [VoxelMap(1.0) for _ in range(3)]
 print(len(seen), seen[0].message)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 no compiled kernels for cpu: VoxelMap runs in torch alone")
+    told = run_without_type_checks(code)
+    assert told.startswith("1 no compiled kernels for cpu: VoxelMap runs in torch alone")
 
 
 def test_projection_frees_what_lies_before_what_a_pixel_shows(kernel: Any) -> None:
@@ -394,3 +412,90 @@ def test_each_world_of_a_batch_gets_its_own_scan(kernel: Any) -> None:
     assert held.occupancy(asked, world=3).tolist() == [-1, 1, 0]
     held.insert_points(points, torch.full((2, 3), 0.5))
     assert held.stats()["worlds"] == 4
+
+
+def test_what_the_types_forbid_is_refused_where_nobody_checks_types() -> None:
+    code = """
+import torch
+from engram.kernels import VoxelFeatures, VoxelMap, Write
+from engram.kernels.errors import InvalidValueError
+held = VoxelMap(1.0)
+features = VoxelFeatures(held, 1)
+zeros = torch.zeros(4, 3)
+for call in (
+    lambda: held.cast_rays(zeros, torch.ones(1, 3)),
+    lambda: held.cast_rays(zeros[:, :2], zeros[:, :2]),
+    lambda: held.insert_points(zeros, zeros[0], world=1.5),
+    lambda: held.log_odds(zeros, world=torch.tensor([0.0, 1.0, 1.7, 3.2])),
+    lambda: held.clear(torch.tensor([True, False])),
+    lambda: held.insert_points(zeros[:, :2], zeros[0]),
+    lambda: features.write(zeros, zeros[:, :1], Write.GATED, gate=torch.ones(4, 1)),
+):
+    try:
+        call()
+    except InvalidValueError as error:
+        print(error)
+"""
+    done = run_without_type_checks(code)
+    assert len(done.splitlines()) == 7, done
+
+
+def test_a_map_survives_copying_and_pickling(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    held.insert_points(cloud((2.5, 0.5, 0.5)), (0.5, 0.5, 0.5))
+    for again in (copy.deepcopy(held), pickle.loads(pickle.dumps(held))):
+        again.insert_points(cloud((0.5, 2.5, 0.5)), (0.5, 0.5, 0.5))
+        assert again.occupancy(cloud((2.5, 0.5, 0.5), (0.5, 2.5, 0.5))).tolist() == [1, 1]
+    assert held.stats()["occupied"] == 1
+
+
+def test_points_that_require_gradients_are_read(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    points = cloud((2.5, 0.5, 0.5)).requires_grad_()
+    held.insert_points(points, points[0] * 0)
+    assert held.occupancy(points).item() == 1 and held.nearest(points, 1)[0].item() == 0
+    assert held.cast_rays(points * 0, points).stopped.item()
+
+
+def test_of_blocks_equally_far_those_with_the_least_keys_go(kernel: Any) -> None:
+    cap = Storage.bytes_for(LEAST_CAPACITY)
+    held = VoxelMap(1.0, max_bytes=cap, when_full=WhenFull.EVICT, kernel=kernel())
+    corner = torch.tensor([-16.0, -8, 0, 8]) + 4
+    points = torch.cartesian_prod(corner, corner, corner).flip(0)  # 64 blocks, as far by eights
+    held.insert_points(points, HERE, mode=Insert.ENDPOINT)
+    held.insert_points(cloud((0.5, 0.5, 30.0)), HERE, mode=Insert.ENDPOINT)
+    gone = points[held.occupancy(points) < 0]
+    assert gone.tolist() == [[4.0 - 8 - 8, -12, -12], [12.0, -12, -12]][::-1]
+
+
+def test_a_threshold_at_the_clamp_can_be_reached(kernel: Any) -> None:
+    held = VoxelMap(1.0, occupancy=Occupancy(occupied=0.971), kernel=kernel())
+    for _ in range(10):
+        held.insert_points(cloud((2.5, 0.5, 0.5)), HERE, mode=Insert.ENDPOINT)
+    assert held.stats()["occupied"] == 1
+
+
+def test_scratch_memory_of_a_far_scan_is_given_back() -> None:
+    kernel = Native(1)
+    held = VoxelMap(0.1, kernel=kernel)
+    near = torch.randn(100, 3)
+    held.insert_points(near, HERE)
+    before = kernel.nbytes
+    held.insert_points(torch.randn(50, 3) * 1000, HERE)
+    for _ in range(2):
+        held.insert_points(near, HERE)
+    window = 513 * 2**18  # the large one, of which pages are provided as they are touched
+    assert kernel.nbytes < before + window + 1_000_000
+
+
+def test_the_nearest_of_a_world_among_many(kernel: Any) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    for world, place in ((0, 500.5), (3, 100.5), (9, 900.5)):
+        held.insert_points(torch.full((1, 3), place), HERE, mode=Insert.ENDPOINT, world=world)
+    asked = torch.zeros(5, 3)
+    distance, voxel = held.nearest(asked, 2, world=torch.tensor([0, 3, 9, 1, 32_767]))
+    assert voxel[:3, 0, 0].tolist() == [500, 100, 900]
+    assert distance[:3, 1].isinf().all() and distance[3:].isinf().all()
+    counts = held.count_within(asked, math.inf, world=torch.tensor([0, 3, 9, 1, 32_767]))
+    assert counts.tolist() == [1, 1, 1, 0, 0]
+    assert held.nearest(torch.zeros(0, 3), 10**6)[0].shape == (0, 10**6)
