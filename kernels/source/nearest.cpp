@@ -1,28 +1,11 @@
 // Occupied voxels near points, on the CPU.
 #include "nearest.h"
 
-#include <sys/mman.h>
-
 #include <vector>
 
 #include "pool.h"
 
 using namespace vox;
-
-namespace {
-
-// Ask for large pages, which a long list of fresh memory is the faster for. Where there are none,
-// nothing happens.
-void advise(void* memory, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) & ~(kPage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) & ~(kPage - 1);
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
-}  // namespace
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -56,7 +39,6 @@ void vox_list_within(const View* map, const float* points, const int64_t* worlds
                      double voxel_size, double radius, int64_t threads, const int64_t* offset, float* metres,
                      int32_t* voxel) {
   const NearJob job{*map, points, worlds, world, voxel_size};
-  advise(metres, 4 * offset[count]), advise(voxel, 12 * offset[count]);
   parallel(int(threads), count, 512, [&](int64_t begin, int64_t end, int) {
     std::vector<Block> blocks;  // few enough to sort
     for (int64_t i = begin; i < end; ++i) {
