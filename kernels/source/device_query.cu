@@ -91,7 +91,7 @@ struct NearestK {
   float* metres;
   int32_t* voxel;
   Found* room;
-  VOX_BOTH void operator()(int64_t i) const { job.nearest<Best>(i, k, limit, room + i * k, metres, voxel); }
+  VOX_BOTH void operator()(int64_t i) const { job.nearest(i, k, limit, room + i * k, metres, voxel); }
 };
 
 struct Count {

@@ -18,11 +18,11 @@ void vox_nearest(const View* map, const float* points, const int64_t* worlds, in
     std::vector<Found> best(static_cast<size_t>(k));
 #ifdef __AVX512F__
     if (k <= 8) {
-      for (int64_t i = begin; i < end; ++i) job.nearest<BestEight>(i, k, limit, best.data(), metres, voxel);
+      for (int64_t i = begin; i < end; ++i) job.nearest_eight(i, k, limit, metres, voxel);
       return;
     }
 #endif
-    for (int64_t i = begin; i < end; ++i) job.nearest<Best>(i, k, limit, best.data(), metres, voxel);
+    for (int64_t i = begin; i < end; ++i) job.nearest(i, k, limit, best.data(), metres, voxel);
   });
 }
 

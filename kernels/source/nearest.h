@@ -96,13 +96,24 @@ struct Apart {
   }
 };
 
+// A bit for each byte that is not 0.
+VOX_BOTH uint32_t nonzero_bytes(uint64_t x) {
+#ifdef __AVX512F__
+  return _mm_test_epi8_mask(_mm_cvtsi64_si128(int64_t(x)), _mm_set1_epi8(-1)) & 255;
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < 8; ++i) bits |= uint32_t((x >> 8 * i & 255) != 0) << i;
+  return bits;
+#endif
+}
+
 // Call visit(near, distances, octant, corner) for the octants of a block's word: a bit for each of
 // its eight occupied voxels that is as near as `limit()`, some bit at least, and their distances.
 template <class Limit, class Visit>
 VOX_BOTH void each_octant(const Apart& apart, int word, uint64_t bits, const Limit& limit, const Visit& visit) {
-  for (int octant = 0; octant < 8; ++octant) {
+  for (uint32_t octants = nonzero_bytes(bits); octants; octants &= octants - 1) {
+    const int octant = lowest(octants);
     const uint32_t here = uint32_t(bits >> 8 * octant & 255);
-    if (!here) continue;
     alignas(64) double d[8];
     uint32_t near = 0;
     const double most = limit();
@@ -167,7 +178,6 @@ class Best {
     for (; i && found < best_[i - 1]; --i) best_[i] = best_[i - 1];
     best_[i] = found;
   }
-  VOX_BOTH void finish() {}
 
  private:
   const int64_t k_;
@@ -180,7 +190,7 @@ class Best {
 // Up to eight of them, in two registers: no branch depends on where a new one goes.
 class BestEight {
  public:
-  BestEight(int64_t k, double limit, Found* room) : k_(int(k)), limit_(limit), room_(room) { clear(); }
+  BestEight(int64_t k, double limit) : k_(int(k)), limit_(limit) { clear(); }
   void clear() {
     count_ = 0, worst_ = limit_;
     distance_ = _mm512_set1_pd(limit_), code_ = _mm512_set1_epi64(std::numeric_limits<int64_t>::max());
@@ -200,17 +210,16 @@ class BestEight {
     worst_ = _mm512_cvtsd_f64(_mm512_permutexvar_pd(_mm512_set1_epi64(k_ - 1), distance_));
     ++count_;
   }
-  void finish() {
-    alignas(64) double distance[8];
-    alignas(64) int64_t code[8];
-    _mm512_store_pd(distance, distance_), _mm512_store_si512(code, code_);
-    for (int i = 0; i < count(); ++i) room_[i] = {distance[i], code[i]};
+  // Write metres, and codes, the last ones too where there are fewer: there is room for eight.
+  void finish(double voxel_size, float metres[8], int64_t code[8]) const {
+    const __m512d root = _mm512_mul_pd(_mm512_sqrt_pd(distance_), _mm512_set1_pd(voxel_size));
+    _mm256_storeu_ps(metres, _mm512_cvtpd_ps(root));
+    _mm512_storeu_si512(code, code_);
   }
 
  private:
   const int k_;
   const double limit_;
-  Found* room_;
   __m512d distance_;
   __m512i code_;
   double worst_;
@@ -235,7 +244,6 @@ class Nearest {
       }
       ring(q, r);
     }
-    best_.finish();
     return best_.count();
   }
 
@@ -282,9 +290,12 @@ class Nearest {
     const Apart apart(q, block);
     int here = 0;  // the word that is nearest goes first: it narrows the search
     for (int j = 0; j < 3; ++j) here |= int(q.at[j] >= double(block.cell[j] + 4)) << j;
-    for (int i = 0; i < 8; ++i) {
-      const int word = here ^ i;
-      if (!occupied[word] || !(apart.word_least(word) <= best_.worst())) continue;
+    uint32_t candidates = 0;
+    for (int i = 0; i < 8; ++i)
+      candidates |= uint32_t((occupied[here ^ i] != 0) & (apart.word_least(here ^ i) <= best_.worst())) << i;
+    for (; candidates; candidates &= candidates - 1) {
+      const int word = here ^ lowest(candidates);
+      if (!(apart.word_least(word) <= best_.worst())) continue;
       each_voxel(apart, block, word, occupied[word], [&] { return best_.worst(); },
                  [&](double d, int64_t code) { best_.add({d, code}); });
     }
@@ -375,10 +386,14 @@ VOX_BOTH int64_t list_block(const View& map, const Query& q, const Block& block,
   return count;
 }
 
+VOX_BOTH void place_of(int64_t code, int32_t* voxel) {
+  for (int j = 0; j < 3; ++j) voxel[j] = int32_t(int64_t(unspread(uint64_t(code) >> j)) - kBias);
+}
+
 // Metres, and integer coordinates as users count them.
 VOX_BOTH void write(const Found& found, double voxel_size, float* metres, int32_t* voxel) {
   *metres = float(std::sqrt(found.distance) * voxel_size);
-  for (int j = 0; j < 3; ++j) voxel[j] = int32_t(int64_t(unspread(uint64_t(found.code) >> j)) - kBias);
+  place_of(found.code, voxel);
 }
 
 VOX_BOTH bool query_at(const float* point, int64_t world, double inverse, Query& q) {
@@ -406,7 +421,6 @@ struct NearJob {
 
   // The k nearest within `limit` voxels, nearest first, ties by code: distances in metres, infinite,
   // and coordinates, the grid's least, where there are fewer.
-  template <class Best>
   VOX_BOTH void nearest(int64_t i, int64_t k, double limit, Found* room, float* metres, int32_t* voxel) const {
     const Found none{std::numeric_limits<double>::infinity(), 0};
     Query q;
@@ -415,6 +429,20 @@ struct NearJob {
     for (int64_t n = 0; n < k; ++n)
       write(n < found ? room[n] : none, voxel_size, metres + i * k + n, voxel + 3 * (i * k + n));
   }
+#ifdef __AVX512F__
+  void nearest_eight(int64_t i, int64_t k, double limit, float* metres, int32_t* voxel) const {
+    Query q;
+    BestEight best(k, limit * limit);
+    const int64_t found = query(i, q) ? Nearest<BestEight>(map, best).run(q) : 0;
+    float distance[8];
+    int64_t code[8];
+    best.finish(voxel_size, distance, code);
+    for (int64_t n = 0; n < k; ++n) {
+      metres[i * k + n] = n < found ? distance[n] : std::numeric_limits<float>::infinity();
+      place_of(n < found ? code[n] : 0, voxel + 3 * (i * k + n));
+    }
+  }
+#endif
 
   // How many occupied voxels lie within `radius` voxels.
   VOX_BOTH int64_t count(int64_t i, double radius) const {
