@@ -368,20 +368,21 @@ VOX_BOTH int64_t list_block(const View& map, const Query& q, const Block& block,
   const Apart apart(q, block);
   const uint64_t* occupied = map.occupied + block.slot * 8;
   int64_t count = 0;
+  double squares[64];  // of one word: roots are taken together
   for (int word = 0; word < 8; ++word) {
     if (!occupied[word] || !(apart.word_least(word) <= square)) continue;
+    const int64_t before = count;
     each_octant(apart, word, occupied[word], [&] { return square; },
                 [&](uint32_t near, const double* d, int, const int* corner) {
-                  float far[8];
-                  for (int l = 0; l < 8; ++l) far[l] = float(std::sqrt(d[l]) * voxel_size);
                   int32_t least[3];
                   for (int j = 0; j < 3; ++j) least[j] = int32_t(block.cell[j] - kBias) + corner[j];
                   for (; near; near &= near - 1, ++count) {
                     const int l = lowest(near);
-                    metres[count] = far[l];
+                    squares[count - before] = d[l];
                     for (int j = 0; j < 3; ++j) voxel[3 * count + j] = least[j] + (l >> j & 1);
                   }
                 });
+    for (int64_t n = before; n < count; ++n) metres[n] = float(std::sqrt(squares[n - before]) * voxel_size);
   }
   return count;
 }
