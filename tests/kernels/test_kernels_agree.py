@@ -65,7 +65,7 @@ def contents(held: VoxelMap) -> tuple[torch.Tensor, ...]:
     max_range=st.sampled_from([math.inf, 0.7, 4.0]),
     count=st.sampled_from([0, 1, 15, 16, 17, 300]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_insertion(make, seed, kind, mode, voxel, offset, max_range, count) -> None:
     random = torch.Generator().manual_seed(seed)
     ours, oracle = make(voxel), VoxelMap(voxel, kernel=Reference())
@@ -91,7 +91,7 @@ def test_insertion(make, seed, kind, mode, voxel, offset, max_range, count) -> N
     unknown=st.booleans(),
     max_range=st.sampled_from([math.inf, 1.0, 30.0]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_rays(make, seed, kind, unknown, max_range) -> None:
     random = torch.Generator().manual_seed(seed)
     voxel = 0.1
@@ -136,7 +136,7 @@ def test_rays_to_the_border_of_the_grid(make, voxel) -> None:
     k=st.sampled_from([1, 8, 40]),
     limit=st.sampled_from([math.inf, 0.0, 0.3, 2.0]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_neighbours(make, seed, kind, k, limit) -> None:
     random = torch.Generator().manual_seed(seed)
     voxel = 0.1
@@ -169,7 +169,7 @@ def test_neighbours(make, seed, kind, k, limit) -> None:
     max_range=st.sampled_from([0.9, 2.0, 10.0]),
     voxel=st.sampled_from([0.03, 0.1, 0.3]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_depth_images(make, seed, mode, max_range, voxel) -> None:
     max_range = min(max_range, 80 * voxel)
     random = torch.Generator().manual_seed(seed)
