@@ -121,7 +121,7 @@ class Device(Compiled):
 
     Args:
         device: Which device; the host's, with a library that emulates one.
-        library: The library for CUDA unless given.
+        library: What `library` or `load_device` gave.
     """
 
     def __init__(self, device: torch.device, library: ctypes.CDLL):

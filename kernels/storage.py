@@ -167,10 +167,15 @@ class Storage:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
-        self.keys = zeros(capacity)
-        self.log_odds = zeros(capacity, CELLS, dtype=torch.int8)
-        self.known, self.occupied = zeros(capacity, 8), zeros(capacity, 8)
-        self.table = torch.full((_places(capacity), 2), EMPTY, device=self.device)
+        # All of them, and only then in place of the old ones: memory may run out in between.
+        made = (
+            zeros(capacity),
+            zeros(capacity, CELLS, dtype=torch.int8),
+            zeros(capacity, 8),
+            zeros(capacity, 8),
+            torch.full((_places(capacity), 2), EMPTY, device=self.device),
+        )
+        self.keys, self.log_odds, self.known, self.occupied, self.table = made
 
 
 def _places(capacity: int) -> int:

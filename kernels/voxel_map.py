@@ -330,7 +330,9 @@ class VoxelMap(VoxelQueries):
 
     def _fits(self, told: Inserted) -> bool:
         needed = self.storage.count + int(told.new_blocks)
-        return self.max_bytes is None or needed <= Storage.capacity_within(self.max_bytes)
+        if self.max_bytes is None or needed <= self.storage.capacity:
+            return True
+        return needed <= Storage.capacity_within(self.max_bytes)
 
     def _make_room(self, missing: int, scan: Scan | None = None) -> int:
         """Grow, evict what is far from a scan's sensors, or raise.
@@ -361,9 +363,11 @@ class VoxelMap(VoxelQueries):
         capacity = max(needed, storage.capacity * 2 if small else storage.capacity * 5 // 4)
         if self.max_bytes is not None:
             capacity = min(capacity, limit)
-        if capacity > storage.capacity:  # a map at its cap keeps its arrays
-            storage.grow(capacity)
-        self.kernel.rehash(storage)
+        try:
+            if capacity > storage.capacity:  # a map at its cap keeps its arrays
+                storage.grow(capacity)
+        finally:  # where memory ran out, blocks may have been evicted all the same
+            self.kernel.rehash(storage)
         return evicted
 
     def _keep(self, keep: Tensor) -> None:

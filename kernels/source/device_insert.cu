@@ -7,8 +7,6 @@ using namespace vox;
 
 namespace {
 
-enum Mode { kEndpoint = 0, kRayPerVoxel = 1, kRayPerPoint = 2, kProjective = 3 };
-
 struct Begin {
   State* state;
   const int64_t* count;
@@ -33,9 +31,10 @@ struct MarkPoint {
     if (!(at[0] * 0 == 0 && at[1] * 0 == 0 && at[2] * 0 == 0)) return count(&to.state->not_finite);
     // The range counts for the centres of voxels where these are what rays go to.
     const double range = mode == kRayPerVoxel ? std::numeric_limits<double>::infinity() : scans.max_range;
-    const bool seen = scans.shorten(origin, at, range);
+    const bool seen = shorten(origin, range, at);
+    const double inverse = 1 / scans.voxel_size;
     Fixed from, end;
-    if (!scans.fix(at, end) || !scans.fix(origin, from)) return count(&to.state->off_grid);
+    if (!fix(at, inverse, end) || !fix(origin, inverse, from)) return count(&to.state->off_grid);
     count(seen ? &to.state->hits : &to.state->beyond_range);
     if (mode == kRayPerPoint) carve(to, batch, from, end);
     if (!seen) return;
@@ -68,9 +67,10 @@ struct MarkVoxel {
       end.v[j] = (voxel << kFraction) + kOne / 2;
       at[j] = (double(voxel - kBias) + 0.5) * scans.voxel_size;
     }
-    const bool seen = scans.shorten(origin, at, scans.max_range);
-    if (!seen && !scans.fix(at, end)) return;
-    scans.fix(origin, from);
+    const bool seen = shorten(origin, scans.max_range, at);
+    const double inverse = 1 / scans.voxel_size;
+    if (!seen && !fix(at, inverse, end)) return;
+    fix(origin, inverse, from);
     carve(to, batch, from, end);
     if (!seen) return;
     Marker marker(to, batch, kHitMask);

@@ -5,14 +5,13 @@
 #include "notes.h"
 #include "points.h"
 #include "pool.h"
+#include "scan.h"
 #include "sight.h"
 
 namespace vox {
 
 constexpr int64_t kPiece = 2048;  // points that a thread takes at a time
 constexpr int kSmallWindow = 8, kLargeWindow = 9;
-
-enum Mode { kEndpoint = 0, kRayPerVoxel = 1, kRayPerPoint = 2, kProjective = 3 };
 
 class Marking {
  public:
@@ -43,10 +42,6 @@ class Marking {
   }
 
  private:
-  static uint64_t code(const Fixed& at) {
-    return morton(uint64_t(at.v[0] >> kFraction), uint64_t(at.v[1] >> kFraction), uint64_t(at.v[2] >> kFraction));
-  }
-
   // The small window has fewer pages, the large one saves what many far points cost.
   void choose_window() {
     const int bits = s_.many_far ? kLargeWindow : kSmallWindow;
@@ -94,7 +89,7 @@ class Marking {
           const float* p = scan_.points + 3 * (i + __builtin_ctz(rest));
           const double at[3] = {double(p[0]), double(p[1]), double(p[2])};
           Fixed end_of_ray;
-          fix(at, end_of_ray);
+          fix(at, scan_.inverse, end_of_ray);
           ray(end_of_ray, to);
         }
       }
@@ -116,9 +111,9 @@ class Marking {
       ++to.counts.not_finite;
       return;
     }
-    const bool seen = shorten(at);
+    const bool seen = shorten(scan_.origin, scan_.max_range, at);
     Fixed end;
-    if (!fix(at, end)) {
+    if (!fix(at, scan_.inverse, end)) {
       ++to.counts.off_grid;
       return;
     }
@@ -126,25 +121,7 @@ class Marking {
     to.counts.far += !reach_.holds(cell);
     ++(seen ? to.counts.hits : to.counts.beyond_range);
     if (mode_ == kRayPerPoint) ray(end, to);
-    if (seen) to.far.push_back(code(end));
-  }
-
-  // Bring a point that is beyond range back to it; return whether it was within.
-  bool shorten(double at[3]) const {
-    const double square = square_distance(scan_, at), range = scan_.max_range;
-    if (square <= range * range) return true;
-    const double share = range / std::sqrt(square);
-    for (int j = 0; j < 3; ++j) at[j] = scan_.origin[j] + (at[j] - scan_.origin[j]) * share;
-    return false;
-  }
-
-  bool fix(const double at[3], Fixed& fixed) const {
-    for (int j = 0; j < 3; ++j) {
-      const double x = at[j] * scan_.inverse;
-      if (!on_grid(x)) return false;
-      fixed.v[j] = to_fixed(x);
-    }
-    return true;
+    if (seen) to.far.push_back(code_of(end));
   }
 
   // Rays to the centres of voxels that hold points.
@@ -160,8 +137,8 @@ class Marking {
           fixed.v[j] = (cell << kFraction) + kOne / 2;
           at[j] = (double(cell - kBias) + 0.5) * scan_.voxel_size;
         }
-        const bool seen = shorten(at);
-        if (!seen && !fix(at, fixed)) continue;
+        const bool seen = shorten(scan_.origin, scan_.max_range, at);
+        if (!seen && !fix(at, scan_.inverse, fixed)) continue;
         ray(fixed, to);
         if (seen) to.far.push_back(voxel);
       }
@@ -218,7 +195,7 @@ class Marking {
       if (ray.slabs) near_slab(ray, ray.slabs, to.marker);
       return;
     }
-    const uint64_t last = code(end);
+    const uint64_t last = code_of(end);
     for (int k = inside; k <= ray.slabs; ++k) far_slab(ray, k, last, to);
   }
 

@@ -5,6 +5,7 @@
 #pragma once
 #include "each.h"
 #include "ray.h"
+#include "scan.h"
 
 namespace vox {
 
@@ -89,30 +90,7 @@ struct Scans {
   const int64_t* worlds;  // [batch]
   int64_t batch, count;
   double voxel_size, max_range;
-
-  VOX_BOTH bool fix(const double at[3], Fixed& fixed) const {
-    const double inverse = 1 / voxel_size;
-    for (int j = 0; j < 3; ++j) {
-      const double x = at[j] * inverse;
-      if (!on_grid(x)) return false;
-      fixed.v[j] = to_fixed(x);
-    }
-    return true;
-  }
-  // Bring a point that is beyond range back to it; return whether it was within.
-  VOX_BOTH bool shorten(const double* origin, double at[3], double range) const {
-    const double x = at[0] - origin[0], y = at[1] - origin[1], z = at[2] - origin[2];
-    const double square = x * x + y * y + z * z;
-    if (square <= range * range) return true;
-    const double share = range / std::sqrt(square);
-    for (int j = 0; j < 3; ++j) at[j] = origin[j] + (at[j] - origin[j]) * share;
-    return false;
-  }
 };
-
-VOX_BOTH uint64_t code_of(const Fixed& at) {
-  return morton(uint64_t(at.v[0] >> kFraction), uint64_t(at.v[1] >> kFraction), uint64_t(at.v[2] >> kFraction));
-}
 
 // Mark what a ray passes through before the voxel in which it ends.
 VOX_BOTH void carve(const Marks& to, int64_t batch, const Fixed& origin, const Fixed& end) {

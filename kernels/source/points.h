@@ -23,11 +23,6 @@ struct Reach {
   }
 };
 
-inline double square_distance(const Scan& scan, const double at[3]) {
-  const double x = at[0] - scan.origin[0], y = at[1] - scan.origin[1], z = at[2] - scan.origin[2];
-  return x * x + y * y + z * z;
-}
-
 // Points are read in float32 where that cannot matter: where no coordinate is so near to a voxel's
 // border, and no distance so near to the range, that float64 might decide otherwise.
 struct Quick {

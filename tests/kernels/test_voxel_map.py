@@ -338,3 +338,23 @@ def test_the_nearest_of_a_world_among_many(kernel: Any) -> None:
     counts = held.count_within(asked, math.inf, world=torch.tensor([0, 3, 9, 1, 32_767]))
     assert counts.tolist() == [1, 1, 1, 0, 0]
     assert held.nearest(torch.zeros(0, 3), 10**6)[0].shape == (0, 10**6)
+
+
+def test_a_map_whose_memory_ran_out_stays_whole(
+    kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = VoxelMap(1.0, kernel=kernel())
+    near, far = cloud((0.5, 0.5, 0.5)), torch.arange(200)[:, None] * torch.tensor([8.0, 0, 0])
+    held.insert_points(near, HERE, mode=Insert.ENDPOINT)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "full", fail)  # the last of the arrays
+        with pytest.raises(MemoryError):
+            held.storage.grow(1000)
+    assert held.storage.capacity == LEAST_CAPACITY == len(held.storage.log_odds)
+    assert held.occupancy(near).item() == 1
+    held.insert_points(far, HERE, mode=Insert.ENDPOINT)
+    assert held.occupancy(far).eq(1).all() and held.occupancy(near).item() == 1
