@@ -25,6 +25,9 @@ for path in files:
     # What ROS itself runs imports ROS, which pip cannot install.
     if path.suffix != ".py" or path.parts[:3] == ("engram", "launch", "ros"):
         continue
+    # These subclass what an extra brings.
+    if path.name.partition(".")[0].partition("_")[0] in ("rllib", "sb3"):
+        continue
     parts = path.with_suffix("").parts
     modules.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
 for name in sorted(modules):

@@ -1,6 +1,7 @@
 """Who may import whom: the dependency table of the house, enforced on every source file."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,7 @@ HEAVY = {
     "habitat",
     "habitat_sim",
     "lerobot",
+    "mani_skill",
     "mujoco",
     "mujoco_warp",
     "open3d",
@@ -66,6 +68,11 @@ HEAVY = {
     "unified_planning",
     "warp",
 }
+
+
+# Files that subclass what a framework brings, by the first word of their name: these alone import it
+# at their head, and nobody imports them but whoever asked for them.
+FRAMEWORKS = {"rllib": "ray", "sb3": "stable_baselines3"}
 
 
 class Import(NamedTuple):
@@ -106,6 +113,12 @@ def within(target: str, *prefixes: str) -> bool:
     return any(f"{target}.".startswith(f"{prefix}.") for prefix in prefixes)
 
 
+def framework(path: str) -> str | None:
+    """The framework that a module is built on, given its path or dotted name."""
+    words = re.findall(r"(?:^|[/.])(rllib|sb3)(?=_|\.|$)", path)
+    return FRAMEWORKS[words[-1]] if words else None
+
+
 def violations(source: str, path: str) -> list[str]:
     """What a file imports and must not, as `path:line: reason`; path is relative to the root."""
     parts = Path(path).parts
@@ -124,6 +137,9 @@ def violations(source: str, path: str) -> list[str]:
         elif folder == "tests":
             continue
         elif package == "engram":
+            theirs = framework(target)
+            if at_import and theirs and theirs != framework(path):
+                refuse(f"import {target} in the function that needs it")
             if not within(target, *MAY_IMPORT[folder], ANYONE_MAY_IMPORT):
                 refuse(f"{folder} must not import {target}")
         elif package in ROS:
@@ -131,7 +147,7 @@ def violations(source: str, path: str) -> list[str]:
                 refuse(f"only launch imports ROS, not {target}")
             elif at_import and parts[:2] != ("launch", "ros"):
                 refuse(f"import {target} in the function that needs it")
-        elif at_import and within(target, *HEAVY):
+        elif at_import and within(target, *HEAVY) and package != framework(path):
             refuse(f"import {target} in the function that needs it")
         elif folder == "kernels" and package not in KERNELS_MAY_IMPORT:
             refuse(f"kernels import torch and numpy alone, not {target}")
@@ -167,7 +183,10 @@ def test_folder_imports_only_what_it_may(folder: str):
         ("envs/reacher.py", "class A:\n    import mujoco.viewer"),
         ("envs/reacher.py", "try:\n    import mujoco\nexcept ImportError:\n    pass"),
         ("policies/heads.py", "from engram.agents import rollout"),
-        ("policies/sb3.py", "from stable_baselines3 import PPO"),
+        ("policies/heads.py", "from stable_baselines3 import PPO"),
+        ("policies/rllib.py", "from stable_baselines3 import PPO"),
+        ("agents/ppo.py", "from engram.policies.rllib import MemoryModule"),
+        ("agents/sb3.py", "from engram.policies import rllib"),
         ("agents/ppo.py", "from engram.launch.main import main"),
         ("agents/ppo.py", "from torch.utils.tensorboard import SummaryWriter"),
         ("agents/ppo.py", "import engram.configs"),
@@ -203,6 +222,10 @@ def test_a_violation_is_caught(path: str, source: str):
         ("agents/ppo.py", "def log():\n    from torch.utils.tensorboard import SummaryWriter"),
         ("launch/main.py", "from engram.agents import ppo\nimport hydra"),
         ("launch/ros/bridge.py", "import rclpy"),
+        ("policies/rllib.py", "from ray.rllib.core import Columns"),
+        ("policies/rllib_states.py", "from engram.policies import rllib"),
+        ("agents/sb3.py", "import stable_baselines3.common.base_class"),
+        ("agents/ppo.py", "def f():\n    from engram.policies.rllib import MemoryModule"),
         ("launch/ros/memory.launch.py", "from launch import LaunchDescription"),
         ("tests/envs/test_reacher.py", "import mujoco, engram.agents"),
     ],

@@ -15,7 +15,9 @@ FOLDERS = {"agents", "configs", "envs", "kernels", "launch", "memory", "policies
 EXTRAS = {
     "cyclonedds",
     "lerobot",
+    "mani_skill",
     "mujoco",
+    "mujoco_warp",
     "open3d",
     "openai",
     "popgym",
@@ -28,6 +30,7 @@ EXTRAS = {
     "tensorboard",
     "transformers",
     "unified_planning",
+    "warp",
     "zenoh",
 }
 # A memory in somebody's own loop needs none of these, though the core depends on them.
@@ -53,11 +56,12 @@ def loaded_by(modules: list[str], folder: Path) -> set[str]:
 
 
 def modules_in(*folders: str) -> list[str]:
-    """Every importable module of the folders; what ROS itself runs is left out."""
+    """Every importable module of the folders; what ROS or a framework builds on is left out."""
     names = []
     for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         parts = ("engram", *path.relative_to(ROOT).with_suffix("").parts)
-        if parts[:3] != ("engram", "launch", "ros"):
+        built_on = path.stem.partition("_")[0] in ("rllib", "sb3")
+        if parts[:3] != ("engram", "launch", "ros") and not built_on:
             names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     return names
 

@@ -137,7 +137,9 @@ def test_every_pin_is_a_plain_version():
     names = {pin.partition("==")[0].lower().replace("_", "-") for pin in pins}
     wanted = PROJECT["project"]["dependencies"]
     wanted = wanted + [
-        r for e in ("dev", "map", "mujoco") for r in PROJECT["project"]["optional-dependencies"][e]
+        r
+        for e in ("dev", "map", "mujoco", "ray", "rllib", "sb3", "warp")
+        for r in PROJECT["project"]["optional-dependencies"][e]
     ]
     unpinned = [r for r in wanted if r.split("[")[0].split(">")[0].lower() not in names]
     assert unpinned == []
