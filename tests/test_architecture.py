@@ -70,8 +70,8 @@ HEAVY = {
 }
 
 
-# Files that subclass what a framework brings, by the first word of their name: these alone import it
-# at their head, and nobody imports them but whoever asked for them.
+# Files that subclass what a framework brings, by the first word of their name: these alone import
+# it at their head, and nobody imports them but whoever asked for them.
 FRAMEWORKS = {"rllib": "ray", "sb3": "stable_baselines3"}
 
 
