@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from engram.agents.learners import Alone, Learners
 from engram.agents.returns import generalized_advantages, normalize
 from engram.agents.rollout import Rollout, mixed_precision
 from engram.agents.seeds import derive
@@ -106,10 +107,22 @@ class PPO:
         policy: Who learns; its parameters are on the device of the rollouts.
         settings: See `PPOSettings`.
         seed: Seed of minibatches and auxiliary draws.
+        learners: Who else learns, each from rollouts of its own, equally many steps. Together they
+            learn as one would from all of them, up to rounding and the grouping of minibatches:
+            each takes the same share of every learner's chunks. (Auxiliary losses are averaged over
+            learners, whatever number of steps counts in each.)
     """
 
-    def __init__(self, policy: ActorCritic, settings: PPOSettings, *, seed: int):
+    def __init__(
+        self,
+        policy: ActorCritic,
+        settings: PPOSettings,
+        *,
+        seed: int,
+        learners: Learners | None = None,
+    ):
         self.policy, self.settings = policy, settings
+        self.learners = learners or Alone()
         device = policy.value.weight.device
         self.optimizer = torch.optim.Adam(
             policy.parameters(), lr=settings.learning_rate, eps=1e-5, fused=True
@@ -146,7 +159,8 @@ class PPO:
                 updates += 1
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, torch.zeros_like(loss)) + loss
-        return {name: float(total) / updates for name, total in totals.items()}
+        means = self.learners.mean(torch.stack(list(totals.values())) / updates).tolist()
+        return dict(zip(totals, means, strict=True))
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """Estimate the advantage of every action, `[R, B]`.
@@ -190,7 +204,7 @@ class PPO:
         ratio = log_ratio.exp()
         advantage = batch.advantage
         if settings.normalize_advantage:
-            advantage = normalize(advantage)
+            advantage = normalize(advantage, self.learners.mean)
         clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
         policy_loss = torch.maximum(-advantage * ratio, -advantage * clipped).mean()
         value_loss = 0.5 * (output.value - batch.target).square().mean()
@@ -221,6 +235,7 @@ class PPO:
         total, parts = self.loss(batch, entropy_weight)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        self.learners.average(p.grad for p in self.policy.parameters() if p.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_gradient)
         self.optimizer.step()
         return {name: part.detach() for name, part in parts.items()} | {"gradient": norm}

@@ -1,5 +1,7 @@
 """Return arithmetic: pure functions, each checked by hand in tests/agents/test_returns.py."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -46,6 +48,14 @@ def generalized_advantages(
     return advantage
 
 
-def normalize(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """(x − mean) / (deviation + 1e−8); a single number becomes zero."""
-    return (x - x.mean()) / (x.std(correction=0) + 1e-8)
+def normalize(
+    x: Float[Tensor, "*n"], over_learners: Callable[[Tensor], Tensor] = lambda mean: mean
+) -> Float[Tensor, "*n"]:
+    """(x − mean) / (deviation + 1e−8); a single number becomes zero.
+
+    Args:
+        x: Numbers.
+        over_learners: Takes the mean over those who hold other numbers, equally many.
+    """
+    centred = x - over_learners(x.mean())
+    return centred / (over_learners(centred.square().mean()).sqrt() + 1e-8)

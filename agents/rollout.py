@@ -1,13 +1,16 @@
 """Rollouts: what acting records for learning, with one memory state per chunk."""
 
-from typing import Any, NamedTuple
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from engram.agents import checkpoint
 from engram.agents.seeds import derive
-from engram.envs.vector import Stream
+from engram.envs.vector import BatchedEnv, Stream
 from engram.memory import state as states
 from engram.policies.actor_critic import ActorCritic, Inputs, Output
 
@@ -48,6 +51,32 @@ class Cursor(NamedTuple):
     """Reward so far in the running episode."""
 
 
+@runtime_checkable
+class Acting(Protocol):
+    """What a training run asks of whoever acts: one collector, or workers elsewhere."""
+
+    seconds: dict[str, float]
+    """Where the time of the last rollout went [s]: environment, acting, transfer."""
+    facts: dict[str, float]
+    """What else is to be reported of the last rollout."""
+
+    def collect(self, steps: int, *, chunk: int) -> Rollout:
+        """Act for `steps` steps, keeping the memory state before every `chunk`th."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name everything that decides how acting goes on."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor], *, steps: int, source: Path) -> None:
+        """Go on from what `tensors` returned after `steps` steps of the run."""
+        ...
+
+    def close(self) -> None:
+        """Close the environments."""
+        ...
+
+
 class Collector:
     """Acts in an environment and records rollouts.
 
@@ -59,7 +88,9 @@ class Collector:
     """
 
     def __init__(self, stream: Stream, policy: ActorCritic, *, seed: int, bfloat16: bool = False):
-        self.stream, self.policy, self.bfloat16 = stream, policy, bfloat16
+        self.stream, self.policy, self.seed, self.bfloat16 = stream, policy, seed, bfloat16
+        self.seconds = {"environment": 0.0, "acting": 0.0, "transfer": 0.0}
+        self.facts: dict[str, float] = {}
         self.generator = torch.Generator(stream.device).manual_seed(derive(seed, "act"))
         self.batch = stream.env.num_envs
         self.begin(derive(seed, "worlds"))
@@ -89,6 +120,7 @@ class Collector:
             chunk: Length of the sequences that gradients will flow through; it divides R.
         """
         assert steps % chunk == 0, f"rollout of {steps} steps in chunks of {chunk}"
+        began, in_environment = time.perf_counter(), 0.0
         inputs, state, score = self.cursor
         kept, rows, ends = [], [], []
         for t in range(steps):
@@ -96,7 +128,10 @@ class Collector:
                 kept.append(states.snapshot(state))
             output, state = self._decide(inputs, state)
             action = output.policy.sample(self.generator)
-            step = self.stream.step(self.policy.head.to_env(action))
+            sent = self.policy.head.to_env(action)
+            left = time.perf_counter()
+            step = self.stream.step(sent)
+            in_environment += time.perf_counter() - left
             done = step.terminated | step.truncated
             score = score + step.reward
             final = torch.zeros_like(output.value)
@@ -111,7 +146,7 @@ class Collector:
         last_value = self._decide(inputs, states.snapshot(state))[0].value
         self.cursor = Cursor(inputs, state, score)
         names = [k for k, v in ends[0][0].info.items() if isinstance(v, Tensor) and k != "start"]
-        return Rollout(
+        rollout = Rollout(
             inputs=states.tree_map(lambda *parts: torch.stack(parts), *(row[0] for row in rows)),
             action=torch.stack([row[1] for row in rows]),
             log_prob=torch.stack([row[2] for row in rows]),
@@ -128,6 +163,55 @@ class Collector:
             },
             scores=torch.stack([ended for _, ended in ends]),
         )
+        # As the host sees it: what it put on an accelerator may still be running.
+        acting = time.perf_counter() - began - in_environment
+        self.seconds |= {"environment": in_environment, "acting": acting}
+        return rollout
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name everything that decides how acting goes on, copied.
+
+        Where the environment cannot be copied (a simulator outside engram), it is left out, and
+        with it the memory of its episodes.
+        """
+        tensors = {"random.act": self.generator.get_state()}
+        if isinstance(self.stream.env, BatchedEnv):
+            cursor = self.cursor
+            tensors |= {f"memory.{k}": v for k, v in states.flatten(cursor.state).items()}
+            tensors |= {f"inputs.{k}": v for k, v in states.flatten(cursor.inputs).items()}
+            tensors["cursor.score"] = cursor.score
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            tensors |= {f"env.{k}": v for k, v in self.stream.env.save().items()}
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor], *, steps: int, source: Path) -> None:
+        """Go on from what `tensors` returned.
+
+        Where the environment could not be copied its episodes begin anew, and with them the memory.
+
+        Args:
+            tensors: On the stream's device.
+            steps: Of the run so far.
+            source: Where they were read, for the message.
+
+        Raises:
+            DataError: If they are of another policy or environment; nothing is loaded then.
+        """
+        checkpoint.check(tensors, self.tensors(), source)
+        self.generator.set_state(tensors["random.act"].cpu())
+        if not isinstance(self.stream.env, BatchedEnv):
+            # Not the seed of the beginning: its episodes have been seen.
+            self.begin(derive(self.seed, f"worlds after {steps} steps"))
+            return
+        self.stream.env.load(checkpoint.part(tensors, "env"))
+        here = self.cursor
+        state = states.unflatten(checkpoint.part(tensors, "memory"), here.state)
+        inputs = states.unflatten(checkpoint.part(tensors, "inputs"), here.inputs)
+        self.cursor = Cursor(inputs, states.snapshot(state), tensors["cursor.score"])
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.stream.env.close()
 
     def _decide(self, inputs: Inputs, state: Any) -> tuple[Output, Any]:
         with mixed_precision(self.stream.device, enabled=self.bfloat16):

@@ -63,7 +63,7 @@ def run_job(
         try:
             return _run(job, training, report, stopping)
         finally:
-            training.stream.env.close()
+            training.collector.close()
 
 
 def _run(
@@ -78,7 +78,7 @@ def _run(
         _train(job, training, path, report, stopping)
     if not training.finished:
         return None
-    device = training.stream.device
+    device = training.device
     stream = build_stream(
         job.tree,
         num_envs=job.tree["evaluation"]["num_envs"],

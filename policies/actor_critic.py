@@ -97,9 +97,16 @@ class ActorCritic(nn.Module):
         code = self.value.weight.new_zeros(batch, self.value.in_features)
         return torch.zeros_like(self.head(code).mode())
 
-    def observe_statistics(self, observation: Any) -> None:
-        """Update running norms; call it between rollouts only."""
-        update_norms(self.encoder, observation)
+    def observe_statistics(
+        self, observation: Any, over_learners: Callable[[Tensor], Tensor] = lambda mean: mean
+    ) -> None:
+        """Update running norms; call it between rollouts only.
+
+        Args:
+            observation: What a rollout saw.
+            over_learners: Takes the mean over those who saw other rollouts, equally many steps.
+        """
+        update_norms(self.encoder, observation, over_learners)
 
     def _encode(self, inputs: Inputs) -> Tensor:
         z = self.encoder(inputs.observation)

@@ -1,6 +1,7 @@
 """Encoders: one module per observation space, all mapping `[*n, ...]` to `[*n, width]`."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -106,13 +107,23 @@ class RunningNorm(nn.Module):
         return ((x - self.mean) / self.variance.clamp(min=1e-6).sqrt()).clamp(-10, 10)
 
     @torch.no_grad()
-    def update(self, x: Float[Tensor, "*n D"]) -> None:
-        """Take in vectors, without a difference of squares (Chan et al. 1979)."""
+    def update(
+        self, x: Float[Tensor, "*n D"], over_learners: Callable[[Tensor], Tensor] = lambda mean: mean
+    ) -> None:
+        """Take in vectors, without a difference of squares (Chan et al. 1979).
+
+        Args:
+            x: Vectors.
+            over_learners: Takes the mean over those who saw other vectors, equally many. (`count`
+                counts those of one learner: only its ratios matter.)
+        """
         rows = x.reshape(-1, x.shape[-1])
         self.count += len(rows)
         share = len(rows) / self.count
-        shift = rows.mean(0) - self.mean
-        spread = rows.var(0, correction=0) + (1 - share) * shift.square()
+        centre = over_learners(rows.mean(0))
+        shift = centre - self.mean
+        variance = over_learners((rows - centre).square().mean(0))
+        spread = variance + (1 - share) * shift.square()
         self.mean += share * shift
         self.variance += share * (spread - self.variance)
 
@@ -237,11 +248,15 @@ def flatten_tail(x: Tensor, axes: int) -> Tensor:
     return x.flatten(-axes) if axes else x[..., None]
 
 
-def update_norms(module: nn.Module, observation: Any) -> None:
+def update_norms(
+    module: nn.Module,
+    observation: Any,
+    over_learners: Callable[[Tensor], Tensor] = lambda mean: mean,
+) -> None:
     """Show every running norm of an encoder the observations of a rollout."""
     if isinstance(module, DictEncoder):
         for name, part in zip(module.names, module.parts, strict=True):
-            update_norms(part, observation[name])
+            update_norms(part, observation[name], over_learners)
     elif isinstance(module, VectorEncoder) and module.norm is not None:
         x = flatten_tail(observation, module.axes)
-        module.norm.update(x.to(module.norm.mean.dtype))
+        module.norm.update(x.to(module.norm.mean.dtype), over_learners)

@@ -58,7 +58,7 @@ def build(
 
 def everything(training: Training) -> dict[str, Tensor]:
     """All that decides how a run goes on, copied."""
-    cursor = training.collector.cursor
+    cursor = training.collector.cursor  # type: ignore[attr-defined]
     kept = {**training.policy.state_dict(), **states.flatten(cursor.state)}
     for index, moments in training.learner.optimizer.state_dict()["state"].items():
         kept |= {f"{index}.{name}": moment for name, moment in moments.items()}
@@ -66,8 +66,9 @@ def everything(training: Training) -> dict[str, Tensor]:
     kept["act"] = training.collector.generator.get_state()
     kept["learn"] = training.learner.generator.get_state()
     kept["steps"] = torch.tensor(training.steps)
-    if hasattr(training.stream.env, "save"):
-        kept |= training.stream.env.save()  # type: ignore[attr-defined]
+    env = training.collector.stream.env  # type: ignore[attr-defined]
+    if hasattr(env, "save"):
+        kept |= env.save()
     return {name: tensor.detach().clone() for name, tensor in kept.items()}
 
 
@@ -84,7 +85,7 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
 def report(training: Training) -> dict[str, float]:
     """One iteration's report without what the clock says; NaN as a word, to compare."""
     told = training.iterate()
-    del told["seconds"], told["steps_per_second"]
+    told = {k: v for k, v in told.items() if "second" not in k}
     return {k: "nan" if math.isnan(v) else v for k, v in told.items()}  # type: ignore[misc]
 
 

@@ -16,7 +16,7 @@ def iterate(overrides: list[str]) -> dict[str, float | int]:
     tree = compose_tree([*SMALL, *overrides])
     training = build_training(tree, device=torch.device("cpu"), seed=0, budget=24)
     report = training.iterate()
-    training.stream.env.close()
+    training.collector.close()
     return report
 
 
