@@ -73,9 +73,9 @@ class Training:
         """Collect one rollout and learn from it.
 
         Returns:
-            Steps and seconds so far; steps per second; seconds of this rollout by what they went
-            into (where workers act meanwhile, these overlap); mean score and number of the episodes
-            that ended; the mean of each of the environment's measurements over those; all losses.
+            Steps and seconds so far; steps per second; seconds of this iteration and of its parts
+            (where workers act meanwhile, these overlap); mean score and number of the episodes that
+            ended; the mean of each of the environment's measurements over those; all losses.
 
         Raises:
             DivergedError: If a loss is not finite; what was saved before stays as it was.
@@ -94,7 +94,11 @@ class Training:
         ended = time.perf_counter()
         self.steps += count
         self.seconds += ended - began
-        parts = {**self.collector.seconds, "learning": ended - collected}
+        parts = {
+            "iteration": ended - began,
+            **self.collector.seconds,
+            "learning": ended - collected,
+        }
         return {
             "steps": self.steps,
             "seconds": self.seconds,
@@ -133,12 +137,11 @@ class Training:
         with it the memory of its episodes.
         """
         acting = self.learners.gather(_on_host(self.collector.tensors()))
-        if self.learners.rank:
-            return
-        facts = {**facts, "steps": self.steps, "seconds": self.seconds}
-        facts["device"] = self.device.type
-        tensors = self._learning() | _by_learner(acting)
-        checkpoint.write(path, tensors, facts)
+        if self.learners.rank == 0:
+            facts = {**facts, "steps": self.steps, "seconds": self.seconds}
+            facts["device"] = self.device.type
+            checkpoint.write(path, self._learning() | _by_learner(acting), facts)
+        self.learners.spread(None)  # nobody goes on before the file is there
 
     def load(self, path: Path) -> None:
         """Continue exactly where `save` left off.

@@ -3,6 +3,8 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -11,10 +13,15 @@ from gymnasium.vector import VectorEnv
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 
+from engram.agents.learners import Alone, Learners
 from engram.agents.ppo import PPOSettings
+from engram.agents.rollout import Acting, Collector
+from engram.agents.seeds import derive
 from engram.agents.training import Training, build_policy
+from engram.agents.workers import Workers
 from engram.envs.vector import Stream
 from engram.kernels.errors import EngramError
+from engram.launch.config import ray_settings
 from engram.policies import ActorCritic
 
 EVALUATION_SEED = 1_000_003
@@ -62,16 +69,52 @@ def build_agent(tree: dict[str, Any], stream: Stream, seed: int) -> ActorCritic:
 
 
 def build_training(
-    tree: dict[str, Any], *, device: torch.device, seed: int, budget: int
+    tree: dict[str, Any],
+    *,
+    device: torch.device,
+    seed: int,
+    budget: int,
+    learners: Learners | None = None,
 ) -> Training:
-    """Build a run at its first step."""
+    """Build a run at its first step; of several learners, the share of this one.
+
+    With workers, the environments are theirs, on the host, and Ray must have been joined.
+    """
     settings = _instantiate(tree["agent"])
     assert isinstance(settings, PPOSettings)
+    learners = learners or Alone()
+    # One learner has the seeds of a run that knows of no others.
+    mine = seed if learners.count == 1 else derive(seed, f"learner {learners.rank}")
+    num_envs = tree["num_envs"] // learners.count
+    ray = ray_settings(tree)
+    if not ray.workers:
+        stream = build_stream(tree, num_envs=num_envs, device=device, seed=mine, evaluation=False)
+        policy = build_agent(tree, stream, seed)
+        acting: Acting = Collector(stream, policy, seed=mine, bfloat16=settings.bfloat16)
+    else:
+        workers = ray.workers // learners.count
+        make = partial(_build_share, tree, num_envs // workers, seed, mine)
+        stream, policy = _build_share(tree, 1, seed, mine, 0)  # for its spaces
+        stream.env.close()
+        acting = Workers(
+            make,
+            policy.to(device),
+            replace(ray, workers=workers),
+            seed=mine,
+            bfloat16=settings.bfloat16,
+            threads=tree["threads"],
+        )
+    return Training(acting, policy, settings, seed=seed, budget=budget, learners=learners)
+
+
+def _build_share(
+    tree: dict[str, Any], num_envs: int, seed: int, worlds: int, _: int
+) -> tuple[Stream, ActorCritic]:
+    """Build what a worker acts with. Its collector draws the worlds anew, by a seed of its own."""
     stream = build_stream(
-        tree, num_envs=tree["num_envs"], device=device, seed=seed, evaluation=False
+        tree, num_envs=num_envs, device=torch.device("cpu"), seed=worlds, evaluation=False
     )
-    policy = build_agent(tree, stream, seed)
-    return Training(stream, policy, settings, seed=seed, budget=budget)
+    return stream, build_agent(tree, stream, seed)
 
 
 def _instantiate(settings: dict[str, Any], **more: Any) -> Any:

@@ -11,7 +11,7 @@ from engram.launch.config import Settings, compose_settings, tree_for
 from engram.launch.files import write, write_json
 from engram.launch.jobs import run_jobs
 from engram.launch.report import draw, report_page
-from engram.launch.run import Job
+from engram.launch.training import Job
 
 
 def compare(arguments: list[str], console: Console, *, several: bool) -> int:
@@ -65,8 +65,11 @@ def report(settings: Settings, trees: dict[str, dict[str, Any]], console: Consol
     write_json(out / "results.json", results.plain(found))
     config = OmegaConf.to_yaml(OmegaConf.create(trees))
     write(out / "config.yaml", config)
-    write(out / "report.html", report_page(title, png, header, cells, config))
+    times = results.time_table(found)
+    page = report_page(title, png, (header, cells), times, config)
+    write(out / "report.html", page)
     show(header, cells, console, title)
+    show(*times, console, "where time went")
     console.print(f"Report: {out / 'report.html'}")
 
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import engram.configs
+from engram.agents.cluster import RaySettings
 from engram.kernels.errors import EngramError, InvalidValueError
 from engram.launch.values import conform
 
@@ -83,8 +84,26 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
         device=device,
         out=Path(str(out)) if out else default,
         resume=tree["resume"],
-        workers=_workers(tree["workers"], device),
+        workers=_workers(tree, device),
     )
+
+
+def ray_settings(tree: dict[str, Any]) -> RaySettings:
+    """Return how a run is spread over processes.
+
+    Raises:
+        InvalidValueError: If a value cannot work, or the environments cannot be shared out.
+    """
+    ray = RaySettings(**tree["ray"])
+    if ray.workers % ray.learners:
+        allowed = f"0 and multiples of ray.learners = {ray.learners}"
+        raise InvalidValueError("ray.workers", ray.workers, allowed)
+    sharing = max(ray.workers, ray.learners)
+    if tree["num_envs"] % sharing:
+        name = "ray.workers" if sharing == ray.workers else "ray.learners"
+        allowed = f"multiples of {name} = {sharing}"
+        raise InvalidValueError("num_envs", tree["num_envs"], allowed)
+    return ray
 
 
 def tree_for(arguments: list[str], memory: str) -> dict[str, Any]:
@@ -208,7 +227,12 @@ def parse_device(seen: Any) -> torch.device:
     return device
 
 
-def _workers(seen: Any, device: torch.device) -> int:
+def _workers(tree: dict[str, Any], device: torch.device) -> int:
+    seen = tree["workers"]
+    if ray_settings(tree).used:  # a run that has many processes has them to itself
+        if seen not in ("auto", 1):
+            raise InvalidValueError("workers", seen, "1 (runs at a time) where Ray spreads each")
+        return 1
     if seen == "auto":
         return 1 if device.type == "cuda" else len(os.sched_getaffinity(0))
     return _whole("workers", seen)

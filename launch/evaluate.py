@@ -9,7 +9,7 @@ from engram.launch.build import EVALUATION_SEED, build_stream
 from engram.launch.compare import show
 from engram.launch.config import UsageError, parse_device, unknown
 from engram.launch.evaluation import evaluate, interval
-from engram.launch.folder import FREE, flat
+from engram.launch.folder import CHECKPOINT, binding
 from engram.launch.run import load_policy
 
 KEYS = ("out", "episodes", "greedy", "seed", "device")
@@ -27,7 +27,7 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
     if "out" not in given:
         raise UsageError("out is missing; allowed: out=<folder of a run or of a comparison>")
     out = Path(given["out"])
-    runs = sorted(path.parent for path in out.rglob("checkpoint.safetensors"))
+    runs = sorted(path.parent for path in out.rglob(CHECKPOINT))
     if not runs:
         raise UsageError(f"out: {out} holds no checkpoint; allowed: a folder that train wrote")
     device = parse_device(given.get("device", "auto"))
@@ -35,7 +35,7 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
     trees: dict[Path, dict[str, Any]] = {}
     for run in runs:
         policy, config, facts = load_policy(run, device)
-        tree = {k: v for k, v in flat(config["tree"]).items() if k.partition(".")[0] not in FREE}
+        tree = binding(config["tree"])
         if trees.setdefault(run.parent, tree) != tree:
             raise UsageError(
                 f"out: the runs in {run.parent} have different settings; "

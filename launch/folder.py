@@ -13,6 +13,7 @@ from engram.launch.config import UsageError
 from engram.launch.files import read_json, write, write_json
 
 FORMAT = 1
+CHECKPOINT = "checkpoint.safetensors"
 FREE = {
     "threads",
     "budget",
@@ -23,6 +24,15 @@ FREE = {
     "workers",
     "memories",
     "checkpoint_seconds",
+    "mirror",
+    "ray.address",
+    "ray.cpus_per_worker",
+    "ray.cpus_per_learner",
+    "ray.object_store_memory",
+    "ray.timeout",
+    "ray.patience",
+    "ray.restarts",
+    "ray.wheel",
 }
 """Keys that may change between a run and its continuation."""
 
@@ -57,16 +67,16 @@ def check(folder: Path, tree: dict[str, Any], *, resume: bool) -> None:
     """
     path = folder / "config.json"
     if not path.exists():
-        if (folder / "checkpoint.safetensors").exists():
+        if (folder / CHECKPOINT).exists():
             raise DataError(f"{path} is missing beside a checkpoint; allowed: a whole run, or none")
         return
     if not resume:
         raise UsageError(
             f"out: {folder} already holds a run; allowed: resume=true, or another folder"
         )
-    theirs, mine = flat(read_config(folder)["tree"]), flat(tree)
+    theirs, mine = binding(read_config(folder)["tree"]), binding(tree)
     for key in sorted(theirs.keys() | mine.keys()):
-        if key.partition(".")[0] not in FREE and theirs.get(key) != mine.get(key):
+        if theirs.get(key) != mine.get(key):
             raise UsageError(
                 f"resume: {key} is {mine.get(key)!r}; allowed: as the run in {folder} began, "
                 f"{theirs.get(key)!r}"
@@ -127,6 +137,12 @@ def forget_after(folder: Path, steps: int) -> None:
     """Drop what a killed run measured after its last checkpoint: it will be measured again."""
     kept = [json.dumps(entry) + "\n" for entry in read_metrics(folder) if entry["steps"] <= steps]
     write(folder / "metrics.jsonl", "".join(kept))
+
+
+def binding(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return, by their dotted keys, the leaves that make a run what it is."""
+    leaves = flat(tree).items()
+    return {k: v for k, v in leaves if k not in FREE and k.partition(".")[0] not in FREE}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

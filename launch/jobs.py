@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -15,10 +15,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from engram.agents.cluster import joined
 from engram.agents.training import Report
 from engram.envs.processes import without_sigint
 from engram.kernels.errors import EngramError
-from engram.launch.run import Job, run_job
+from engram.launch.config import ray_settings
+from engram.launch.run import run_job
+from engram.launch.training import Job
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +48,17 @@ def run_jobs(jobs: list[Job], *, workers: int, console: Console) -> bool:
     """
     with _signals() as stopping, _bar(jobs, console) as advance:
         if workers == 1 or len(jobs) == 1:
-            return _run_here(jobs, stopping, advance)
+            with _ray(jobs):
+                return _run_here(jobs, stopping, advance)
         return _run_in_workers(jobs, min(workers, len(jobs)), stopping, advance)
+
+
+def _ray(jobs: list[Job]) -> AbstractContextManager[None]:
+    """Join Ray once for all runs, where they need it."""
+    settings = ray_settings(jobs[0].tree)
+    cuda = jobs[0].device.startswith("cuda")
+    gpus = settings.learners if cuda and settings.learners > 1 else 0
+    return joined(settings, gpus=gpus) if settings.used else nullcontext()
 
 
 def _run_here(

@@ -99,39 +99,49 @@ def thin(curve: Curve, points: int) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def report_page(
-    title: str, png: bytes, header: list[str], cells: list[list[str]], config: str
-) -> str:
-    """Return the HTML report: figure, table and configuration, all inside one file.
+Cells = tuple[list[str], list[list[str]]]
+"""A table: its header, and its lines."""
+
+
+def report_page(title: str, png: bytes, scores: Cells, times: Cells, config: str) -> str:
+    """Return the HTML report: figure, tables and configuration, all inside one file.
 
     Args:
         title: Its heading.
         png: The figure.
-        header: Of the table.
-        cells: Of the table.
+        scores: The table of fresh episodes.
+        times: The table of where training time went.
         config: The resolved configuration, as text.
     """
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
-        for line in cells
-    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{STYLE}</style></head><body>
 <h1>{html.escape(title)}</h1>
 <img alt="Learning curves and final scores" src="data:image/png;base64,{_base64(png)}">
 <h2>Fresh episodes</h2>
-<table><thead><tr>{head}</tr></thead><tbody>
-{body}
-</tbody></table>
+{_table(scores)}
 <p>Score: mean return over seeds, each on episodes that training never saw; ± half the 95 %
 interval over seeds (Student's t). State bytes: memory of one environment. Curves: mean over seeds
 of the training return, band from the least to the greatest seed.</p>
+<h2>Where time went</h2>
+{_table(times)}
+<p>Share of the training time, all seeds together. Environment and acting are those of the slowest
+worker where several act; transfer is what moving weights and rollouts between processes adds. Where
+workers act while the learner learns, the parts overlap.</p>
 <h2>Configuration</h2>
 <pre>{html.escape(config)}</pre>
 </body></html>
 """
+
+
+def _table(cells: Cells) -> str:
+    header, lines = cells
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
+        for line in lines
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
 def _base64(data: bytes) -> str:

@@ -10,6 +10,9 @@ from engram.launch.evaluation import interval
 from engram.launch.files import read_json
 from engram.launch.folder import read_metrics
 
+PARTS = ("environment", "acting", "learning", "transfer")
+"""What training time goes into."""
+
 
 class Row(NamedTuple):
     """What all seeds of one memory showed on fresh episodes."""
@@ -35,6 +38,9 @@ class Row(NamedTuple):
     """Training steps per second, median of the seeds."""
     measurements: dict[str, list[float | None]]
     """Mean over seeds of every measurement."""
+    time: dict[str, float]
+    """Share of the training time that each of its parts took; where workers act while the learner
+    learns, the parts overlap and exceed 1 together."""
 
 
 class Curve(NamedTuple):
@@ -72,9 +78,31 @@ def rows(folder: Path, memories: list[str], seeds: list[int]) -> list[Row]:
                 measurements={
                     name: _means([fact["measurements"][name] for fact in facts]) for name in names
                 },
+                time=time_shares([run_folder(folder, memory, seed) for seed in seeds]),
             )
         )
     return found
+
+
+def time_shares(folders: list[Path]) -> dict[str, float]:
+    """Return the share of the training time that went into each part, over all runs."""
+    totals = dict.fromkeys(PARTS, 0.0)
+    wall = 0.0
+    for folder in folders:
+        for entry in read_metrics(folder):
+            wall += entry.get("iteration_seconds", 0.0)
+            for part in PARTS:
+                totals[part] += entry.get(f"{part}_seconds", 0.0)
+    return {part: total / wall for part, total in totals.items()} if wall else {}
+
+
+def time_table(found: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the cells of the table of where time went."""
+    cells = [
+        [row.memory, *(f"{row.time[part]:.0%}" if part in row.time else "–" for part in PARTS)]
+        for row in found
+    ]
+    return ["memory", *PARTS], cells
 
 
 def curves(folder: Path, memories: list[str], seeds: list[int]) -> dict[str, Curve]:
