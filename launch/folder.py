@@ -25,6 +25,7 @@ FREE = {
     "memories",
     "checkpoint_seconds",
     "mirror",
+    "sweep",
     "ray.address",
     "ray.cpus_per_worker",
     "ray.cpus_per_learner",

@@ -1,8 +1,10 @@
 """Several learners: a data-parallel group of Ray Train, watched by the process that started it."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from engram.agents.cluster import ClusterError, RaySettings
@@ -58,11 +60,14 @@ def train_in_group(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # Paths in the configuration are relative to here; Ray Train would go to a folder of its own.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     cuda = job.device.startswith("cuda")
     board: Any = ray.remote(Board).options(num_cpus=0).remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         _learn,
-        train_loop_config={"job": job, "board": board},
+        # A learner may run in another folder.
+        train_loop_config={"job": replace(job, folder=job.folder.resolve()), "board": board},
         torch_config=TorchConfig(
             backend="nccl" if cuda else "gloo", timeout_s=int(max(ray_settings.patience, 1))
         ),
@@ -125,7 +130,7 @@ def _learn(config: dict[str, Any]) -> None:
     job, board = config["job"], config["board"]
     torch.set_num_threads(job.tree["threads"])
     learners = Group()
-    job = Job(**{**vars(job), "device": str(get_device()), "resume": True})
+    job = replace(job, device=str(get_device()), resume=True)
     answers = [False]
 
     def report(told: Report) -> None:

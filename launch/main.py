@@ -12,12 +12,13 @@ USAGE = """usage: engram <command> key=value ...
 commands
   train    train one memory with several seeds, evaluate, report
   compare  the same for several memories: one table, one figure
+  sweep    search any keys: memory=gru,hcam agent.learning_rate=tag(log,interval(1e-4,1e-2))
   eval     evaluate trained runs on fresh seeds: engram eval out=<folder>
   info     memories, environments and devices to choose from
   map      voxel map of a recording: engram map <folder> voxel_size=0.05 max_range=5
            --view shows it in a Rerun viewer while it is made, view=FILE.rrd records that
 
-keys of train and compare (all others: engram info, configs/train.yaml)
+keys of train, compare and sweep (all others: engram info, configs/train.yaml)
   env=NAME            the task; its settings are env.<key>=<value>
   memory=NAME         the memory; for compare a list: memory=[none,gru,hcam,memo]
   budget=N            environment steps per seed
@@ -29,8 +30,9 @@ keys of train and compare (all others: engram info, configs/train.yaml)
 examples
   engram compare preset=demo
   engram train memory=hcam env=ballet budget=2_000_000
+  engram train memory=gru env=masked_mujoco ray.workers=8 ray.address=auto
 """
-COMMANDS = ("train", "compare", "eval", "info", "map")
+COMMANDS = ("train", "compare", "sweep", "eval", "info", "map")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,6 +81,10 @@ def _dispatch(command: str, rest: list[str], console: Console) -> int:
         from engram.launch.evaluate import evaluate_runs
 
         return evaluate_runs(rest, console)
+    if command == "sweep":
+        from engram.launch.sweep import sweep
+
+        return sweep(rest, console)
     if command == "map":
         from engram.launch.mapping import build_map
 

@@ -12,6 +12,9 @@ LEAST: dict[str, float] = {
     "policy.width": 1,
     "evaluation.episodes": 1,
     "evaluation.num_envs": 1,
+    "sweep.samples": 1,
+    "sweep.reduction": 2,
+    "sweep.first": 0,
 }
 """Numbers that only the command line reads, and the least each may be."""
 

@@ -54,9 +54,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     path = out / "gru/seed0/metrics.jsonl"
     apart = ("second", "bytes", "staleness", "replaced")
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [
-        {k: v for k, v in row.items() if not any(word in k for word in apart)} for row in rows
-    ]
+    return [{k: v for k, v in row.items() if not any(word in k for word in apart)} for row in rows]
 
 
 @pytest.mark.slow

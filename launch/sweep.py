@@ -1,0 +1,257 @@
+"""`engram sweep`: searches any configuration keys with Ray Tune; resumable; a table, a figure."""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from engram.agents.cluster import joined
+from engram.agents.seeds import derive
+from engram.agents.training import Report
+from engram.kernels.errors import DataError, InvalidValueError
+from engram.launch.compare import show
+from engram.launch.config import Settings, UsageError, compose_settings, ray_settings
+from engram.launch.files import read_json, write, write_json
+from engram.launch.results import markdown
+from engram.launch.run import run_job
+from engram.launch.search_space import Choices, Interval, Space, as_tune, search_space
+from engram.launch.sweep_results import draw, found_trials, summary
+from engram.launch.training import Job
+
+FORMAT = 1
+FREE = ("resume", "out", "device", "mirror", "checkpoint_seconds", "threads")
+"""Arguments that may differ when a sweep goes on; with them all of `ray.`"""
+
+
+def sweep(arguments: list[str], console: Console) -> int:
+    """Train every point of the search space with every seed, and report.
+
+    A trial is one point with one seed; it has a folder below `out/trials`, is resumed from its own
+    checkpoint, and reports after every rollout, so that with `sweep.halving=true` ASHA (Li et al.
+    2020, arXiv 1810.05934) may end it early by its training score.
+
+    Args:
+        arguments: `key=value` settings; those with lists and intervals are searched.
+        console: Where progress and table go.
+
+    Returns:
+        The exit status: 0, also after an interruption, which `resume=true` continues.
+    """
+    fixed, space = search_space(arguments)
+    settings = compose_settings([*fixed, *_first(space)], several=False)
+    _check(settings, fixed, space)
+    out = settings.out.parent / f"sweep-{settings.env}" if _unnamed(settings) else settings.out
+    out = out.resolve()
+    _claim(out, arguments, resume=settings.resume)
+    points = _points(space) if settings.tree["sweep"]["grid"] else 1
+    total = points * settings.tree["sweep"]["samples"] * len(settings.seeds)
+    console.print(f"{total} trials of {settings.budget:,} steps in {out}")
+    ray = replace(ray_settings(settings.tree), workers=1)
+    with joined(ray, gpus=int(settings.device.type == "cuda")):
+        done = _tune(settings, fixed, space, out, console, total)
+    trials = found_trials(out)
+    header, cells = summary(trials, list(space))
+    if trials:
+        write(out / "table.md", markdown(header, cells))
+        write(out / "figure.png", draw(f"engram sweep: {settings.env}", trials, list(space)))
+        write_json(out / "results.json", [trial.plain() for trial in trials])
+        show(header, cells, console, f"engram sweep: {settings.env}")
+        console.print(f"Figure: {out / 'figure.png'}")
+    if not done:
+        console.print(f"Stopped; resume=true continues {out}")
+    return 0
+
+
+def _tune(
+    settings: Settings, fixed: list[str], space: Space, out: Path, console: Console, total: int
+) -> bool:
+    """Run all trials; return whether all have ended."""
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    # Paths in the configuration are relative to here; Ray Tune would go to a folder of the trial.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    options = settings.tree["sweep"]
+    cuda = settings.device.type == "cuda"
+    resources = {"CPU": settings.tree["ray"]["cpus_per_learner"], "GPU": float(cuda)}
+    trainable = tune.with_resources(
+        tune.with_parameters(_trial, fixed=fixed, out=out, budget=settings.budget), resources
+    )
+    if tune.Tuner.can_restore(str(out / "tune")):
+        tuner = tune.Tuner.restore(
+            str(out / "tune"), trainable, resume_unfinished=True, resume_errored=True
+        )
+    else:
+        scheduler = None
+        if options["halving"]:
+            scheduler = ASHAScheduler(
+                time_attr="steps",
+                max_t=settings.budget,
+                grace_period=max(1, int(options["first"] * settings.budget)),
+                reduction_factor=options["reduction"],
+            )
+        tuner = tune.Tuner(
+            trainable,
+            param_space={
+                **as_tune(space, grid=options["grid"]),
+                "seed": tune.grid_search(settings.seeds),
+            },
+            tune_config=tune.TuneConfig(
+                metric="score",
+                mode="max",
+                num_samples=options["samples"],
+                scheduler=scheduler,
+                # Every seed, and every point of the grid, gets the same draws.
+                search_alg=BasicVariantGenerator(
+                    constant_grid_search=True, random_state=derive(settings.seeds[0], "sweep")
+                ),
+            ),
+            run_config=tune.RunConfig(name="tune", storage_path=str(out), verbose=0),
+        )
+    with _bar(out, total * settings.budget, console):
+        results = tuner.fit()
+    failed = [error for error in results.errors if error is not None]
+    for error in failed[:3]:
+        console.print(f"failed: {' '.join(str(error).split())[-300:]}")
+    ended = sum(
+        1
+        for result in results
+        if result.metrics and (result.metrics.get("done") or result.metrics.get("finished"))
+    )
+    return ended == total and not failed
+
+
+def _trial(config: dict[str, Any], *, fixed: list[str], out: Path, budget: int) -> None:
+    """Run one point with one seed, in a process of Ray Tune."""
+    from ray import tune
+
+    point = {key: value for key, value in config.items() if key != "seed"}
+    arguments = [*fixed, *(f"{key}={value}" for key, value in point.items())]
+    settings = compose_settings(arguments, several=False)
+    torch.set_num_threads(settings.tree["threads"])
+    folder = out / "trials" / trial_name(point, config["seed"])
+    write_json(folder / "trial.json", {"format": FORMAT, "point": point, "seed": config["seed"]})
+    job = Job(
+        memory=settings.memories[0],
+        seed=config["seed"],
+        tree=settings.tree,
+        budget=budget,
+        device=str(settings.device),
+        folder=folder,
+        resume=True,
+    )
+    evaluation = folder / "evaluation.json"
+    if evaluation.exists():  # it ended before the sweep was interrupted
+        tune.report({"steps": budget, "score": read_json(evaluation)["score"], "finished": True})
+        return
+    last = -math.inf
+
+    def report(told: Report) -> None:
+        nonlocal last
+        last = told["score"] if math.isfinite(told["score"]) else last
+        if math.isfinite(last):
+            # At the budget ASHA ends a trial: that is for the last report to say.
+            tune.report({"steps": min(told["steps"], budget - 1), "score": last})
+
+    result = run_job(job, report=report, stopping=lambda: False)
+    assert result is not None
+    tune.report({"steps": budget, "score": result.score, "finished": True})
+
+
+@contextmanager
+def _bar(out: Path, steps: int, console: Console) -> Iterator[None]:
+    """Show the steps of all trials, read from what they write."""
+    ended = threading.Event()
+    with Progress(console=console) as progress:
+        task = progress.add_task("sweep", total=steps)
+
+        def watch() -> None:
+            while not ended.wait(1.0):
+                progress.update(task, completed=sum(t.steps for t in found_trials(out)))
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watching.join()
+
+
+def trial_name(point: dict[str, Any], seed: int) -> str:
+    """Name the folder of a trial: the same for the same point and seed."""
+    text = json.dumps(point, sort_keys=True)
+    return f"{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}-seed{seed}"
+
+
+def _first(space: Space) -> list[str]:
+    """Return the arguments of one point."""
+    return [
+        f"{key}={values.values[0] if isinstance(values, Choices) else values.low}"
+        for key, values in space.items()
+    ]
+
+
+def _points(space: Space) -> int:
+    """Return the number of points of the grid."""
+    return math.prod(len(v.values) for v in space.values() if isinstance(v, Choices))
+
+
+def _check(settings: Settings, fixed: list[str], space: Space) -> None:
+    """Refuse a space any of whose ends or listed values cannot be composed, before hours pass."""
+    for name in ("workers", "learners"):
+        seen, one = settings.tree["ray"][name], 0 if name == "workers" else 1
+        if seen != one:
+            raise InvalidValueError(f"ray.{name}", seen, f"{one} in a sweep: a trial is a process")
+    for key in space:
+        if key in ("seeds", "budget", "out", "resume", "device", "workers"):
+            raise UsageError(f"{key} cannot be searched; allowed: keys of the task and the agent")
+    for key, values in space.items():
+        ends = values.values if isinstance(values, Choices) else _ends(values)
+        others = [f for f in _first(space) if not f.startswith(f"{key}=")]
+        for value in ends:
+            compose_settings([*fixed, *others, f"{key}={value}"], several=False)
+
+
+def _ends(interval: Interval) -> list[str]:
+    return [str(interval.low), str(interval.high)]
+
+
+def _unnamed(settings: Settings) -> bool:
+    return settings.tree["out"] is None
+
+
+def _claim(out: Path, arguments: list[str], *, resume: bool) -> None:
+    """Write what is searched, or check that it is what the folder holds.
+
+    Raises:
+        UsageError: If the folder holds a sweep and `resume` is false, or another sweep.
+        DataError: If what it holds is damaged.
+    """
+    path = out / "sweep.json"
+    mine = sorted(a for a in arguments if not a.startswith((*(f"{key}=" for key in FREE), "ray.")))
+    if not path.exists():
+        write_json(path, {"format": FORMAT, "arguments": mine})
+        return
+    if not resume:
+        raise UsageError(f"out: {out} already holds a sweep; allowed: resume=true, another folder")
+    held = read_json(path)
+    theirs = held.get("arguments") if isinstance(held, dict) else None
+    if not isinstance(theirs, list) or held.get("format") != FORMAT:
+        raise DataError(f"{path} is damaged or of another version; allowed: format {FORMAT}")
+    for a, b in itertools.zip_longest(mine, theirs):
+        if a != b:
+            raise UsageError(f"resume: argument {a!r}; allowed: as the sweep in {out} began, {b!r}")
