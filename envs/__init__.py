@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from engram.envs.repeat import RepeatFirst, RepeatPrevious
     from engram.envs.street import Street
     from engram.envs.tmaze import TMaze
+    from engram.envs.warp_mujoco import WarpMujoco
 
 __all__ = [
     "Ballet",
@@ -30,6 +31,7 @@ __all__ = [
     "Street",
     "TMaze",
     "Transition",
+    "WarpMujoco",
 ]
 
 register()

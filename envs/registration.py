@@ -11,6 +11,7 @@ ENVIRONMENTS = {
     "RepeatPrevious": "engram.envs.repeat",
     "Street": "engram.envs.street",
     "TMaze": "engram.envs.tmaze",
+    "WarpMujoco": "engram.envs.warp_mujoco",
 }
 """Class name → module. Modules load when an environment is made."""
 
