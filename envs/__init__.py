@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from engram.envs.ballet import Ballet
     from engram.envs.chain import ChainBit
     from engram.envs.concentration import Concentration
+    from engram.envs.maniskill import ManiSkill
     from engram.envs.masked_mujoco import MaskedMujoco
     from engram.envs.repeat import RepeatFirst, RepeatPrevious
     from engram.envs.street import Street
@@ -23,6 +24,7 @@ __all__ = [
     "ChainBit",
     "Concentration",
     "GymnasiumEnv",
+    "ManiSkill",
     "MaskedMujoco",
     "RepeatFirst",
     "RepeatPrevious",

@@ -6,6 +6,7 @@ ENVIRONMENTS = {
     "Ballet": "engram.envs.ballet",
     "ChainBit": "engram.envs.chain",
     "Concentration": "engram.envs.concentration",
+    "ManiSkill": "engram.envs.maniskill",
     "MaskedMujoco": "engram.envs.masked_mujoco",
     "RepeatFirst": "engram.envs.repeat",
     "RepeatPrevious": "engram.envs.repeat",

@@ -34,12 +34,12 @@ def _align_kernel() -> Any:
 
     @wp.kernel(module="unique", enable_backward=False)
     def align(
-        geom_type: wp.array[int],
-        geom_xmat: wp.array2d[wp.mat33],
-        nacon: wp.array[int],
-        geom: wp.array[wp.vec2i],
-        worldid: wp.array[int],
-        frame: wp.array[wp.mat33],
+        geom_type: wp.array[int],  # type: ignore
+        geom_xmat: wp.array2d[wp.mat33],  # type: ignore
+        nacon: wp.array[int],  # type: ignore
+        geom: wp.array[wp.vec2i],  # type: ignore
+        worldid: wp.array[int],  # type: ignore
+        frame: wp.array[wp.mat33],  # type: ignore
     ):
         contact = wp.tid()
         if contact >= nacon[0]:

@@ -139,12 +139,12 @@ class WarpMujoco(BatchedEnv[WarpWorlds]):
         )
 
     @property
-    def worlds(self) -> WarpWorlds:  # type: ignore
+    def worlds(self) -> WarpWorlds:
         """The worlds; what is assigned is copied to where Warp has them."""
         return self._worlds
 
     @worlds.setter
-    def worlds(self, worlds: WarpWorlds) -> None:
+    def worlds(self, worlds: WarpWorlds) -> None:  # type: ignore
         for mine, given in zip(self._worlds, worlds, strict=True):
             mine.copy_(given)
 
