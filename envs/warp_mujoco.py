@@ -62,7 +62,8 @@ class WarpMujoco(BatchedEnv[WarpWorlds]):
     world whose state is no longer finite ends with a reward of 0, `terminated`, and `diverged` 1,
     where MuJoCo would go on from the first state.
 
-    `save` and `load` continue bit for bit on the CPU, and on a GPU where `deterministic`.
+    `save` and `load` continue bit for bit on the CPU. A GPU repeats itself only where
+    `deterministic`; what is said of GPUs follows the documentation and has not been run on one.
 
     Args:
         num_envs: Number of worlds N.
@@ -196,12 +197,25 @@ class WarpMujoco(BatchedEnv[WarpWorlds]):
 
 def configured(kind: type[Task], settings: Mapping[str, Any]) -> Task:
     """Return the task with some of its fields set."""
-    allowed = [field.name for field in dataclasses.fields(kind)]
-    for name in settings:
-        if name not in allowed:
-            raise InvalidValueError("settings", name, allowed)
-    task = kind(**settings)
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    given = {}
+    for name, value in settings.items():
+        if name not in defaults:
+            raise InvalidValueError("settings", name, defaults)
+        given[name] = _like(defaults[name], value, name)
+    task = kind(**given)
     for name, least in (("max_episode_steps", 1), ("frame_skip", 1), ("reset_noise_scale", 0)):
         if getattr(task, name) < least:
             raise InvalidValueError(f"settings.{name}", getattr(task, name), f"{least} or more")
     return task
+
+
+def _like(default: Any, value: Any, name: str) -> Any:
+    """Return a setting as the type of its default: YAML writes 1 for 1.0, and lists for pairs."""
+    try:
+        if isinstance(default, tuple):
+            low, high = value
+            return float(low), float(high)
+        return float(value) if isinstance(default, float) else type(default)(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"settings.{name}", value, f"such as {default}") from error

@@ -111,6 +111,24 @@ class TestSimulator:
         fresh, _ = env.reset(options={"reset_mask": np.array([True])})
         assert any(not part.equal(parts(last)[name]) for name, part in parts(fresh).items())
 
+    def test_success_ends_an_episode_and_is_measured(
+        self, env: ManiSkill, monkeypatch: pytest.MonkeyPatch
+    ):
+        base = env.vector.base_env
+        honest = base.evaluate
+        monkeypatch.setattr(
+            base, "evaluate", lambda: {**honest(), "success": base.elapsed_steps == 2}
+        )
+        for ignores in (False, True):
+            monkeypatch.setattr(env.vector, "ignore_terminations", ignores)
+            for time, (shown, _, terminated, truncated, info) in enumerate(play(env, 2, 3)[1:], 1):
+                assert terminated.item() == (time == 2 and not ignores) and not truncated.any()
+                assert info["success"].item() == (time == 2)
+                assert info["success_once"].item() == (time == 2 or (ignores and time > 2))
+                last = parts(info["final_obs"])
+                kept = all(part.equal(last[name]) for name, part in parts(shown).items())
+                assert kept != terminated.item()
+
     def test_a_stream_takes_it_without_numpy(self, env: ManiSkill):
         stream = Stream(env)
         assert stream.takes_tensors and stream.truncates
