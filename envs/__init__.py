@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from engram.envs.ballet import Ballet
     from engram.envs.chain import ChainBit
     from engram.envs.concentration import Concentration
+    from engram.envs.maniskill import ManiSkill
     from engram.envs.masked_mujoco import MaskedMujoco
     from engram.envs.repeat import RepeatFirst, RepeatPrevious
     from engram.envs.street import Street
     from engram.envs.tmaze import TMaze
+    from engram.envs.warp_mujoco import WarpMujoco
 
 __all__ = [
     "Ballet",
@@ -22,6 +24,7 @@ __all__ = [
     "ChainBit",
     "Concentration",
     "GymnasiumEnv",
+    "ManiSkill",
     "MaskedMujoco",
     "RepeatFirst",
     "RepeatPrevious",
@@ -30,6 +33,7 @@ __all__ = [
     "Street",
     "TMaze",
     "Transition",
+    "WarpMujoco",
 ]
 
 register()

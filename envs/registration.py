@@ -6,11 +6,13 @@ ENVIRONMENTS = {
     "Ballet": "engram.envs.ballet",
     "ChainBit": "engram.envs.chain",
     "Concentration": "engram.envs.concentration",
+    "ManiSkill": "engram.envs.maniskill",
     "MaskedMujoco": "engram.envs.masked_mujoco",
     "RepeatFirst": "engram.envs.repeat",
     "RepeatPrevious": "engram.envs.repeat",
     "Street": "engram.envs.street",
     "TMaze": "engram.envs.tmaze",
+    "WarpMujoco": "engram.envs.warp_mujoco",
 }
 """Class name → module. Modules load when an environment is made."""
 

@@ -54,6 +54,8 @@ class BatchedEnv(gymnasium.vector.VectorEnv, abc.ABC, Generic[W]):
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+    takes_tensors: bool = True
+    """Whether `step` wants actions as tensors on its device, rather than arrays on the host."""
     truncates: bool = False
     """Whether `truncated` can ever be true; learners skip the bootstrap where it cannot."""
     chance: float | None = None
@@ -216,6 +218,7 @@ class Stream:
         self.env = env
         self.device = torch.device(device or getattr(env, "device", "cpu"))
         self.truncates: bool = getattr(env, "truncates", True)
+        self.takes_tensors: bool = getattr(env, "takes_tensors", False)
 
     def reset(self, *, seed: int | None = None) -> tuple[Observation, Bool[Tensor, " N"]]:
         """Return the first observation and its `start`, which is true everywhere."""
@@ -225,8 +228,7 @@ class Stream:
 
     def step(self, action: Tensor) -> Transition:
         """Act in every world."""
-        native = isinstance(self.env, BatchedEnv)
-        sent = action if native else action.cpu().numpy()
+        sent = action if self.takes_tensors else action.cpu().numpy()
         observation, reward, terminated, truncated, info = self.env.step(sent)
         terminated = torch.as_tensor(terminated, device=self.device)
         truncated = torch.as_tensor(truncated, device=self.device)

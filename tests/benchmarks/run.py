@@ -18,6 +18,7 @@ NAMES = [
     "sequence_forward",
     "ballet_steps",
     "ballet_training",
+    "warp_steps",
     "voxels",
     "voxels_real",
     "voxels_cuda",

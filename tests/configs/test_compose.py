@@ -25,12 +25,26 @@ def test_every_memory_trains(memory: str) -> None:
     assert iterate([f"memory={memory}"])["steps"] == 12
 
 
-@pytest.mark.parametrize("env", choices("env"))
+@pytest.mark.parametrize(
+    "env",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "warp_mujoco" else [])
+        for name in choices("env")
+        if name != "maniskill"  # one world on a CPU: below
+    ],
+)
 def test_every_environment_trains(env: str, tmp_path: Path, monkeypatch: Any) -> None:
-    if env == "masked_mujoco":
-        pytest.importorskip("mujoco", reason="needs engram[mujoco]")
+    packages = {"masked_mujoco": "mujoco", "warp_mujoco": "mujoco_warp"}
+    if env in packages:
+        pytest.importorskip(packages[env], reason="needs an extra")
     monkeypatch.chdir(tmp_path)  # the simulator writes its log where it runs
     assert iterate([f"env={env}"])["steps"] == 12
+
+
+@pytest.mark.filterwarnings("ignore")  # of what the simulator imports
+def test_maniskill_trains() -> None:
+    pytest.importorskip("mani_skill", reason="needs engram[maniskill]")
+    assert iterate(["env=maniskill", "num_envs=1", "agent.minibatches=1"])["steps"] == 4
 
 
 @pytest.mark.parametrize("preset", choices("preset"))

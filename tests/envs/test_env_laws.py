@@ -1,5 +1,6 @@
 """The laws that every batched environment obeys; a new one joins by one line in ENVIRONMENTS."""
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "repeat_previous": ("RepeatPrevious", {"k": 3}),
     "street": ("Street", {"places": 4, "trial_steps": 20, "pool": 16}),
     "tmaze": ("TMaze", {"length": 3}),
+    "warp_mujoco": ("WarpMujoco", {"task": "Hopper", "settings": {"max_episode_steps": 30}}),
 }
 REFUSED = [
     ("Ballet", {"dances": 0}),
@@ -41,8 +43,22 @@ REFUSED = [
     ("Street", {"trial_steps": 0}),
     ("TMaze", {"length": 0}),
     ("TMaze", {"length": 5, "time_limit": 5}),
+    ("WarpMujoco", {"contacts": 0}),
 ]
-everywhere = pytest.mark.parametrize("name", ENVIRONMENTS)
+# Its first use compiles kernels.
+COMPILED = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("mujoco_warp") is None, reason="needs engram[warp]"
+    ),
+]
+everywhere = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=COMPILED if kind == "WarpMujoco" else [])
+        for name, (kind, _) in ENVIRONMENTS.items()
+    ],
+)
 
 
 def build(name: str, count: int = N, **more: Any) -> BatchedEnv[Any]:
@@ -96,7 +112,7 @@ def steps_until_done(env: BatchedEnv[Any]) -> tuple[Any, ...]:
 
 
 def test_every_batched_environment_is_listed():
-    elsewhere = {"MaskedMujoco"}  # runs on the host: tests/envs/test_masked_mujoco.py
+    elsewhere = {"MaskedMujoco", "ManiSkill"}  # adapters: tests/envs/test_<name>.py
     assert {kind for kind, _ in ENVIRONMENTS.values()} == set(REGISTERED) - elsewhere
 
 

@@ -38,6 +38,8 @@ def test_importing_loads_no_environment_and_no_extra():
         "import sys, engram.envs as e;"
         "heavy = {'mujoco', 'popgym', 'imageio', 'engram.envs.street', 'engram.envs.ballet'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
-        "e.MaskedMujoco; e.GymnasiumEnv; assert 'mujoco' not in sys.modules"
+        "e.MaskedMujoco; e.GymnasiumEnv; e.WarpMujoco; e.ManiSkill;"
+        "extras = {'mujoco', 'warp', 'mujoco_warp', 'mani_skill', 'sapien'};"
+        "assert not extras & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
