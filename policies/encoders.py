@@ -108,7 +108,9 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(
-        self, x: Float[Tensor, "*n D"], over_learners: Callable[[Tensor], Tensor] = lambda mean: mean
+        self,
+        x: Float[Tensor, "*n D"],
+        over_learners: Callable[[Tensor], Tensor] = lambda mean: mean,
     ) -> None:
         """Take in vectors, without a difference of squares (Chan et al. 1979).
 

@@ -43,7 +43,7 @@ def test_lists_and_intervals_are_taken_out_of_the_arguments() -> None:
         (["memory=gru,none", "agent.clip=interval(0.3,0.1)"], "agent.clip is '(0.3, 0.1)'"),
         (["agent.clip=tag(log,interval(0,1))"], "a low end above 0"),
         (["agent.cliip=interval(0,1)"], "cliip"),
-        (["agent.clip=interval(0.1"], "mismatched input"),
+        (["agent.clip=interval(0.1"], "interval(0.1"),
         (["seeds=1,2"], "seeds cannot be searched"),
         (["memory=gru,none", "ray.workers=2"], "ray.workers is 2; allowed: 0 in a sweep"),
         (["memory=gru,none", "sweep.samples=0"], "sweep.samples is 0"),
