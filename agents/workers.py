@@ -225,7 +225,7 @@ class Workers:
         except (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError) as error:
             raise _full(number, self.settings, error) from None
         except (exceptions.RayActorError, exceptions.ObjectLostError) as error:
-            raise WorkerLost(" ".join(str(error).split())[:300]) from None
+            raise WorkerLost(str(error).strip().splitlines()[0]) from None
         except exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
             if isinstance(cause, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError):
