@@ -126,7 +126,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
                 **policy_settings(self.policy_kwargs),
             ),
         )
-        self.policy = policy.to(self.device)
+        self.policy = policy.to(self.device)  # type: ignore[assignment]  # no ActorCriticPolicy
         self.learner = PPO(self.policy.actor_critic, settings, seed=self.run_seed)
         self.policy.optimizer = self.learner.optimizer
         self.acting = torch.Generator(self.device)

@@ -4,11 +4,12 @@ Two entries, stored uncompressed: `facts.json` and `tensors.safetensors`. The zi
 both.
 """
 
+import io
 import json
 import os
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -18,7 +19,7 @@ from engram.kernels.errors import DataError
 
 FORMAT = 1
 FACTS, TENSORS = "facts.json", "tensors.safetensors"
-Target = str | Path | IO[bytes]
+Target = str | Path | io.BufferedIOBase
 
 
 def write(target: Target, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -58,7 +59,7 @@ def read(source: Target) -> tuple[dict[str, Tensor], dict[str, Any]]:
         DataError: If it is missing, damaged, another program's or of an unknown version.
     """
     name = f"model {title(source)}"
-    file = source
+    file: Any = source
     if isinstance(source, str | Path):
         file = named(source)
         if not file.exists() and Path(source).exists():
@@ -102,7 +103,7 @@ def title(source: Target) -> Path:
     return Path(source) if isinstance(source, str | Path) else Path("(an open file)")
 
 
-def _write(file: IO[bytes], contents: dict[str, bytes]) -> None:
+def _write(file: Any, contents: dict[str, bytes]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as opened:
         for name, content in contents.items():
             opened.writestr(zipfile.ZipInfo(name), content)

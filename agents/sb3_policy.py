@@ -90,7 +90,7 @@ class MemoryPolicy(BasePolicy):
         """
         if isinstance(observation, tuple):
             allowed = "what an environment observed (Gymnasium: `observation, info = env.reset()`)"
-            raise InvalidValueError("observation", observation, allowed)
+            raise InvalidValueError("observation", "a tuple", allowed)
         x, vectorized = self.obs_to_tensor(observation)
         with torch.no_grad():
             drawn, carried = self.act(x, state, episode_start, deterministic=deterministic)
@@ -123,7 +123,8 @@ class MemoryPolicy(BasePolicy):
         """Return where the memory is emptied: everywhere, if there is none."""
         flags = np.zeros(count, dtype=bool) if given is None else np.asarray(given).astype(bool)
         if flags.size != count:
-            raise InvalidValueError("episode_start", given, f"{count} flags, one per observation")
+            allowed = f"{count}, one per observation"
+            raise InvalidValueError("episode_start", f"{flags.size} flags", allowed)
         start = torch.as_tensor(flags.reshape(count), device=self.device)
         return torch.ones_like(start) if state is None else start
 

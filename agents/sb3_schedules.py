@@ -26,15 +26,15 @@ def parse(name: str, value: Any) -> FloatSchedule:
     if isinstance(value, dict) and value.keys() == {"start", "end", "end_fraction"}:
         return FloatSchedule(LinearSchedule(**value))
     if callable(value):
-        return FloatSchedule(value)
+        return FloatSchedule(value)  # type: ignore[arg-type]
     if isinstance(value, str) and value.startswith("lin_"):
         return FloatSchedule(LinearSchedule(_number(name, value, value[4:]), 0.0, 1.0))
     return FloatSchedule(_number(name, value, value))
 
 
-def describe(value: Schedule | float | str | dict[str, float]) -> Any:
+def describe(value: Any) -> Any:
     """Return the schedule in JSON's types, or None where it is code."""
-    schedule = parse("schedule", value).value_schedule
+    schedule: Any = parse("schedule", value).value_schedule
     if type(schedule) is ConstantSchedule:
         return schedule.val
     if type(schedule) is LinearSchedule:

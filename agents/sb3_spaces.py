@@ -61,9 +61,9 @@ def acted(space: spaces.Space[Any]) -> spaces.Space[Any]:
     raise UnsupportedSpaceError("action space", space, allowed)
 
 
-def native(action: np.ndarray | Tensor, space: spaces.Space[Any]) -> np.ndarray:
+def native(action: Any, space: spaces.Space[Any]) -> np.ndarray:
     """Turn what a head's `to_env` gives, `[n, ...]`, into what an SB3 environment takes."""
-    array = action.numpy(force=True) if isinstance(action, Tensor) else action
+    array = action.numpy(force=True) if isinstance(action, Tensor) else np.asarray(action)
     array = array.astype(space.dtype)
     if isinstance(space, spaces.Box):  # float32 may round past a bound given in float64
         array = np.clip(array, space.low, space.high)
