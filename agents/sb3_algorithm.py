@@ -284,7 +284,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         if isinstance(self.action_space, spaces.Box):
             log_std = self.policy.actor_critic.head.log_std
             assert isinstance(log_std, torch.Tensor)
-            told["std"] = float(log_std.exp().mean())
+            told["std"] = float(log_std.detach().exp().mean())
         for name, number in told.items():
             self.logger.record(f"train/{name}", number)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -64,7 +64,7 @@ def test_predicting_step_by_step_equals_the_policy_over_the_sequence(
     expected = core.head.to_env(output.policy.mode())
     assert torch.allclose(torch.stack(given).float(), expected.float(), atol=1e-5)
     if acted is PUSH and memory != "none":  # NoMemory reads always the same
-        assert len(expected.unique()) == expected.numel()
+        assert len(expected.unique()) > expected.numel() / 2
     # States may differ where nobody reads; what comes after them may not.
     assert state is not None
     nothing = torch.zeros(count)
