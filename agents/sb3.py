@@ -31,13 +31,17 @@ class MemoryPPO(SavedAlgorithm):
     `EvalCallback` hand it on. To evaluate in the training environment leaves its episodes to
     others: begin new ones afterwards (`learn` with `reset_num_timesteps=True`, or `set_env`).
 
+    Memories of attention learn better as layers, with residual paths around them:
+    `MemoryPPO(stack, env, memory_kwargs={"layer": HCAM})`, or
+    `MemoryPPO(partial(stack, layer=partial(HCAM, heads=2)), env)`.
+
     Deviations from SB3's PPO: losses are logged as means over all minibatches of all epochs;
     advantages are divided by their population deviation; a schedule sees no progress below 0;
     `clip_fraction` is not logged.
 
     Args:
         memory: A class of `engram.memory.sequence`, or a callable of the width that returns a
-            memory.
+            memory, such as `stack`.
         env: An SB3 VecEnv, a Gymnasium environment, or the id of one.
         memory_kwargs: Keywords of `memory`.
         learning_rate: A number, `"lin_NUMBER"`, or a callable of the share of the budget that

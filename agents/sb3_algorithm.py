@@ -75,6 +75,9 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         if env is None and _init_setup_model:
             allowed = "an SB3 VecEnv, a gymnasium.Env, or the id of one"
             raise InvalidValueError("env", env, allowed)
+        if torch.device("cpu" if device == "auto" else device).type == "cuda":
+            if not torch.cuda.is_available():  # SB3 would go on with the CPU and not say so
+                raise InvalidValueError("device", str(device), "auto, cpu (no CUDA device is here)")
         if env is not None:
             env = maybe_make_env(env, verbose)  # type: ignore[arg-type]
             acted(env.action_space)  # type: ignore[union-attr]  # refused before SB3 asserts
@@ -175,16 +178,22 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
             raise InvalidValueError("force_reset", force_reset, "True (memory is of the old env)")
         super().set_env(env)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
         """Begin episodes where SB3 does: when steps are counted anew, or none are under way."""
         if self.env is None:
             raise InvalidValueError("env", None, "one given to load(path, env=...) or set_env(env)")
-        before, self._last_obs = self._last_obs, None
-        reset = kwargs.get("reset_num_timesteps", args[2] if len(args) > 2 else True)
-        if not reset:
-            self._last_obs = before
-        result = super()._setup_learn(*args, **kwargs)
-        if reset or before is None:
+        anew = reset_num_timesteps or self._last_obs is None
+        result = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if anew:
             self._begin(self.env)
         return result
 

@@ -169,9 +169,8 @@ class SavedAlgorithm(MemoryAlgorithm):
         described = facts["memory"]
         memory, settings = arguments.pop("memory", None), arguments.pop("memory_kwargs", None)
         if memory is None and described is not None:
-            memory = sb3_memory.find(described)
-        if settings is None and described is not None:
-            settings = described["settings"]
+            memory, saved = sb3_memory.rebuild(described)
+            settings = saved if settings is None else settings
         lacking = [name for name in SCHEDULES if arguments[name] is None]
         lacking += [] if memory is not None else ["memory"]
         if lacking:

@@ -19,9 +19,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "target_kl": (None, "None (all epochs are run)"),
     "use_sde": (False, "False (no state-dependent exploration)"),
 }
-# SB3's recurrent policies call the width so.
-POLICY_NAMES = {"width": "width", "lstm_hidden_size": "width"}
-POLICY_NAMES |= {name: name for name in ("normalize", "auxiliary")}
+POLICY_NAMES = {
+    "width": "width",
+    "lstm_hidden_size": "width",  # as SB3's recurrent policies call it
+    "normalize": "normalize",
+    "auxiliary": "auxiliary",
+}
 
 
 def refuse(others: dict[str, Any], taken: list[str]) -> None:

@@ -81,7 +81,7 @@ def describe(space: spaces.Space[Any]) -> dict[str, Any]:
         numbers = {"nvec": space.nvec.tolist(), "start": space.start.tolist()}
         return {**kind, **numbers, "dtype": str(space.dtype)}
     if isinstance(space, spaces.MultiBinary):
-        return {**kind, "shape": list(space.shape)}
+        return {**kind, "n": space.n if isinstance(space.n, int) else list(space.shape)}
     assert isinstance(space, spaces.Box), f"a policy of {space} was built"
     bounds = {"low": _bound(space.low), "high": _bound(space.high)}
     return {**kind, **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
@@ -108,7 +108,7 @@ def _rebuild(facts: dict[str, Any]) -> spaces.Space[Any]:
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(facts["nvec"], dtype=facts["dtype"], start=facts["start"])
     if kind == "MultiBinary":
-        return spaces.MultiBinary(facts["shape"])
+        return spaces.MultiBinary(facts["n"])
     if kind != "Box":
         raise ValueError(f"kind is {kind!r}; allowed: Box, Dict, Discrete, MultiBinary, ...")
     dtype = np.dtype(facts["dtype"])

@@ -1,5 +1,4 @@
-"""What tests of several learners share. `engram` must not be imported here; see tests/conftest.py.
-"""
+"""What tests of several learners share; `engram` must not be imported here."""
 
 from typing import Any
 
@@ -12,15 +11,16 @@ from gymnasium import spaces
 class Cue(gymnasium.Env):
     """One of two cues is shown at the first step and asked for `delay` steps later.
 
-    Observations: 0 and 1 the cues, 2 nothing, 3 the question. The answer is worth 1 or 0. A policy
-    without memory scores 1/2.
+    Observations: 0 and 1 the cues, 2 nothing, 3 the question. The answer is worth 1 or 0, and
+    every action 1 before the question costs `price`. A policy without memory scores 1/2, unless it
+    sees its previous action and passes the cue on in that; at 2 / delay or more it does not pay.
     """
 
     observation_space = spaces.Discrete(4)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, delay: int = 4):
-        self.delay = delay
+    def __init__(self, delay: int = 4, price: float = 0.0):
+        self.delay, self.price = delay, price
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
@@ -31,7 +31,7 @@ class Cue(gymnasium.Env):
         self.time += 1
         if self.time > self.delay:
             return 2, float(action == self.cue), True, False, {}
-        return (3 if self.time == self.delay else 2), 0.0, False, False, {}
+        return (3 if self.time == self.delay else 2), -self.price * float(action), False, False, {}
 
 
 class Drift(gymnasium.Env):

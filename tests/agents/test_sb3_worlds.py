@@ -49,7 +49,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 def flat(rollout: Rollout) -> tuple[Any, ...]:
-    return tuple({str(i): s for i, s in enumerate(f)} if isinstance(f, list) else f for f in rollout)
+    return tuple(
+        {str(i): s for i, s in enumerate(f)} if isinstance(f, list) else f for f in rollout
+    )
 
 
 @pytest.mark.parametrize("limit", [5, 2])
