@@ -92,29 +92,34 @@ def test_a_function_may_be_the_callback_and_stop_at_once(cue: Env):
     assert model.num_timesteps == 6
 
 
+def begins_anew(model: MemoryPPO) -> bool:
+    """Whether the latest rollout began with first observations, and said so."""
+    inputs = model.rollout.inputs
+    return bool((inputs.observation[0] < 2).all() and inputs.start[0].all())
+
+
 def test_a_rollout_cut_short_is_dropped_and_the_next_begins_anew(cue: Env):
-    stopped, diary = model_for(DummyVecEnv([cue, cue])), Diary(stop_at=3)
+    stopped, diary = model_for(DummyVecEnv([cue, cue])).learn(16), Diary(stop_at=3)
     before = weights(stopped)
-    stopped.learn(100, callback=diary)
-    assert diary.told == ["training starts", "rollout starts", 2, 4, 6, "training ends"]
-    assert stopped.num_timesteps == 6 and torch.equal(weights(stopped), before)
+    stopped.learn(100, callback=diary, reset_num_timesteps=False)
+    assert diary.told == ["training starts", "rollout starts", 18, 20, 22, "training ends"]
+    assert stopped.num_timesteps == 22 and torch.equal(weights(stopped), before)
     # The worlds stand in the middle of episodes: going on starts new ones, remembering nothing.
     stopped.learn(1, reset_num_timesteps=False)
-    assert stopped.num_timesteps == 6 + 16
-    assert stopped.rollout.inputs.start[0].all()
+    assert stopped.num_timesteps == 22 + 16 and begins_anew(stopped)
     assert not torch.equal(weights(stopped), before)
 
 
 def test_after_an_error_in_a_callback_episodes_begin_anew(cue: Env):
-    model = model_for(DummyVecEnv([cue, cue]))
+    model = model_for(DummyVecEnv([cue, cue])).learn(16)
 
     def fail(told: dict[str, Any], _: dict[str, Any]) -> bool:
         raise KeyError("of the callback")
 
     with pytest.raises(KeyError, match="of the callback"):
-        model.learn(16, callback=fail)
+        model.learn(16, callback=fail, reset_num_timesteps=False)
     model.learn(16, reset_num_timesteps=False)
-    assert model.rollout.inputs.start[0].all()
+    assert begins_anew(model)
 
 
 def test_learning_in_two_calls_is_learning_in_one(cue: Env):
@@ -123,10 +128,10 @@ def test_learning_in_two_calls_is_learning_in_one(cue: Env):
     twice.learn(32)
     twice.learn(32, reset_num_timesteps=False)
     assert torch.equal(weights(once), weights(twice))
-    # Three steps of the episode of five were over when the first call ended.
+    # An episode of five steps was under way when the second call began.
     assert not twice.rollout.inputs.start[0].any()
     twice.learn(16)
-    assert twice.num_timesteps == 16 and twice.rollout.inputs.start[0].all()
+    assert twice.num_timesteps == 16 and begins_anew(twice)
 
 
 def test_equal_seeds_learn_the_same_and_others_do_not(cue: Env):
