@@ -31,8 +31,9 @@ class MemoryPPO(SavedAlgorithm):
     `EvalCallback` hand it on. To evaluate in the training environment leaves its episodes to
     others: begin new ones afterwards (`learn` with `reset_num_timesteps=True`, or `set_env`).
 
-    Memories of attention learn better as layers, with residual paths around them:
-    `MemoryPPO(stack, env, memory_kwargs={"layer": HCAM})`, or
+    Policy and value share encoder and memory, so that large returns drown the policy's gradient:
+    scale rewards, as `VecNormalize(env, norm_obs=False)` does. Memories of attention learn better
+    as layers: `MemoryPPO(stack, env, memory_kwargs={"layer": HCAM})`, or
     `MemoryPPO(partial(stack, layer=partial(HCAM, heads=2)), env)`.
 
     Deviations from SB3's PPO: losses are logged as means over all minibatches of all epochs;
