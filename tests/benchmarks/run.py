@@ -19,6 +19,7 @@ NAMES = [
     "ballet_steps",
     "ballet_training",
     "warp_steps",
+    "ray_scale",
     "voxels",
     "voxels_real",
     "voxels_cuda",
