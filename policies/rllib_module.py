@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from engram.policies.heads import (
     at_least_float32,
 )
 from engram.policies.rllib_states import Arrays
+
+
+S = TypeVar("S")
 
 
 class _Answer(NamedTuple):
@@ -106,8 +109,7 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         answer = self._run(batch)
-        state = states.flatten(answer.state)
-        return {Columns.ACTION_DIST_INPUTS: answer.logits, Columns.STATE_OUT: state}
+        return {Columns.ACTION_DIST_INPUTS: answer.logits, Columns.STATE_OUT: encode(answer.state)}
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         # Without the state: behind padding it is not that of the last step.
@@ -119,7 +121,7 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
         observation = batch[Columns.OBS]
         like = self.policy.initial_state(1)
         # Learners run one batch several times, and a memory may write into what it is given.
-        state = states.snapshot(states.unflatten(batch[Columns.STATE_IN], like))
+        state = states.snapshot(decode(batch[Columns.STATE_IN], like))
         shape = _lead(observation, self.observation_space)
         still = torch.zeros(shape[::-1], device=self.policy.value.weight.device)
         start = torch.zeros_like(still, dtype=torch.bool)
@@ -132,6 +134,28 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
         output, state = self.policy(Inputs(observation, still, still, start), state)
         parts = (_logits(output.policy), output.value, output.features)
         return _Answer(*(part.transpose(0, 1) for part in parts), state)
+
+
+def encode(state: Any) -> dict[str, Tensor]:
+    """Name every tensor by its path, with 64 bits as two times 32.
+
+    RLlib's connectors cut int64 to int32 on the way to the environment; seeds need all bits.
+    """
+    return {
+        path: leaf[..., None].view(torch.int32) if leaf.itemsize == 8 else leaf
+        for path, leaf in states.flatten(state).items()
+    }
+
+
+def decode(tensors: dict[str, Tensor], like: S) -> S:
+    """Rebuild a state of the structure of `like` from what `encode` returned."""
+    whole = {
+        path: tensors[path].contiguous().view(leaf.dtype)[..., 0]
+        if leaf.itemsize == 8
+        else tensors[path]
+        for path, leaf in states.flatten(like).items()
+    }
+    return states.unflatten(whole, like)
 
 
 def overwrite_padding(observation: Any, lengths: Int[Tensor, " B"]) -> Any:
@@ -197,4 +221,4 @@ def _lead(observation: Any, space: spaces.Space[Any]) -> tuple[int, ...]:
 
 def _arrays(state: Any) -> Arrays:
     """Name the tensors of one environment's state, as arrays without the batch axis."""
-    return {path: leaf[0].numpy(force=True) for path, leaf in states.flatten(state).items()}
+    return {path: leaf[0].numpy(force=True) for path, leaf in encode(state).items()}

@@ -1,0 +1,234 @@
+"""RLlib's episodes hold one state per sequence, and it is the one that acting had there."""
+
+import pickle
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("ray.rllib", reason="needs the extra rllib", exc_type=ImportError)
+
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
+
+from engram.kernels.errors import DataError
+from engram.memory.sequence import HCAM, LSTM, Memo, NoMemory, stack
+from engram.policies.rllib import MemoryModule, memory_config
+from engram.policies.rllib_states import EpisodeStates, states_of
+
+# RLlib registers its environment anew for every runner.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Overriding environment rllib-single-agent-env")
+
+LENGTH = 4
+MEMORIES = {
+    "hcam": (HCAM, {"chunk": 2, "capacity": 3, "heads": 2}),
+    "lstm": (LSTM, {}),
+    "memo": (Memo, {"heads": 2, "segment": 3, "summary": 2, "capacity": 2}),
+    "none": (stack, {"layer": NoMemory}),
+}
+
+
+class Walk(gymnasium.Env[np.ndarray, int]):
+    """Noise, in episodes of 1 to 13 steps that terminate or are truncated."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (3,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, config: Any = None):
+        del config
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(1, 14))
+        self.terminates = bool(self.np_random.random() < 0.5)
+        return self.see(), {}
+
+    def see(self) -> np.ndarray:
+        return self.np_random.normal(size=3).clip(-9, 9).astype(np.float32)
+
+    def step(self, action: int):
+        self.left -= 1
+        done = self.left == 0
+        return self.see(), 1.0, done and self.terminates, done and not self.terminates, {}
+
+
+def config_of(memory: str = "hcam", *, runners: dict[str, Any] | None = None, width: int = 8):
+    config = PPOConfig().environment(Walk).debugging(seed=0)
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=3, **(runners or {}))
+    kind, keywords = MEMORIES[memory]
+    return memory_config(config, kind, memory_kwargs=keywords, width=width, max_seq_len=LENGTH)
+
+
+def batch_of(learner: Any, episodes: list[Any]) -> dict[str, Any]:
+    """What the learner makes of episodes."""
+    batch = learner._learner_connector(
+        rl_module=learner.module,
+        batch={},
+        episodes=episodes,
+        shared_data={},
+        metrics=learner.metrics,
+    )
+    return batch["default_policy"]
+
+
+def observed(episode: Any) -> tuple[str, int, np.ndarray]:
+    return episode.id_, episode.t_started, np.array(episode.get_observations())
+
+
+RUNS = {
+    "many": {"rollout_fragment_length": 11},
+    "sequences": {"rollout_fragment_length": 2 * LENGTH},
+    "one": {"rollout_fragment_length": 7, "num_envs_per_env_runner": 1},
+    "no_lookback": {"rollout_fragment_length": 5, "episode_lookback_horizon": 0},
+    "long_lookback": {"rollout_fragment_length": 5, "episode_lookback_horizon": 6},
+    "complete": {"batch_mode": "complete_episodes"},
+}
+
+
+@pytest.mark.parametrize(
+    "run, memory", [*((run, "hcam") for run in RUNS), *(("many", m) for m in MEMORIES if m != "hcam")]
+)
+def test_every_sequence_begins_with_the_state_that_acting_had(run: str, memory: str):
+    config = config_of(memory)
+    config.env_runners(**RUNS[run])
+    runner = SingleAgentEnvRunner(config=config)
+    learner = config.build_learner(env=runner.env)
+    module = runner.module
+    lived: dict[str, Any] = {}  # state at the end of an episode's chunk before
+    continued = sequences = 0
+    for _ in range(3):
+        episodes = runner.sample()
+        chunks = [(observed(e), states_of(e)) for e in episodes]
+        given = batch_of(learner, episodes)[Columns.STATE_IN]
+        row = 0
+        for (name, began, seen), held in chunks:
+            state = lived[name] if began else held.before[0]
+            continued += began > 0
+            if not began:  # nothing but what memories draw differs from the initial state
+                drawn = {k for k, v in module.get_initial_state().items() if (v != state[k]).any()}
+                assert drawn == ({"seed"} if memory == "memo" else set())
+            for t, now in enumerate(seen):
+                if t % LENGTH == 0:
+                    for path, wanted in state.items():
+                        mine = given[path][row].numpy()
+                        np.testing.assert_allclose(mine, wanted, atol=1e-5, err_msg=path)
+                    row += 1
+                if t == len(seen) - 1:
+                    lived[name] = state  # the last observation is acted on in the next chunk
+                    break
+                answer = module.forward_exploration(
+                    {
+                        Columns.OBS: torch.as_tensor(now)[None],
+                        Columns.STATE_IN: {k: torch.as_tensor(v)[None] for k, v in state.items()},
+                    }
+                )
+                state = {k: v[0].numpy() for k, v in answer[Columns.STATE_OUT].items()}
+        assert all(len(part) == row for part in given.values())
+        sequences += row
+    assert sequences > 15 or run == "one"
+    assert continued or run == "complete"
+
+
+def test_minibatches_keep_states_and_observations_together():
+    config = config_of(runners={"rollout_fragment_length": 40})
+    runner = SingleAgentEnvRunner(config=config)
+    learner = config.build_learner(env=runner.env)
+    columns = batch_of(learner, runner.sample())
+    wanted = {
+        tuple(o.flatten().tolist()): s.flatten().tolist()
+        for o, s in zip(columns[Columns.OBS], columns[Columns.STATE_IN]["contents"], strict=True)
+    }
+    assert len(wanted) == len(columns[Columns.OBS])
+    whole = MultiAgentBatch({"default_policy": SampleBatch(columns, _zero_padded=True)}, 120)
+    whole = learner._set_slicing_by_batch_id(whole, value=True)
+    seen = 0
+    for part in MiniBatchCyclicIterator(whole, num_epochs=3, minibatch_size=30):
+        shared = part.policy_batches["default_policy"]
+        contents = shared[Columns.STATE_IN]["contents"]
+        for observation, state in zip(shared[Columns.OBS], contents, strict=True):
+            assert wanted[tuple(observation.flatten().tolist())] == state.flatten().tolist()
+            seen += 1
+    assert seen >= 3 * len(wanted)
+
+
+class Endless(Walk):
+    """Noise without an end."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        observation, info = super().reset(seed=seed)
+        self.left = 10**9
+        return observation, info
+
+
+def test_an_episode_holds_one_state_per_sequence_and_one_for_the_next_step():
+    length, steps, envs = 16, 64, 2
+    config = PPOConfig().environment(Endless)
+    config.env_runners(
+        num_env_runners=0, num_envs_per_env_runner=envs, rollout_fragment_length=steps
+    )
+    settings = {"memory": HCAM, "memory_kwargs": {}, "width": 64, "max_seq_len": length}
+    config.rl_module(rl_module_spec=RLModuleSpec(MemoryModule, model_config=settings))
+    every = SingleAgentEnvRunner(config=config)
+    memory_config(config, HCAM, width=64, max_seq_len=length)
+    sparse = SingleAgentEnvRunner(config=config)
+    state = sum(part.nbytes for part in sparse.module.get_initial_state().values())
+    assert state > 35_000
+    for _ in range(2):  # the second chunks continue the first, and hold no more
+        stored = [
+            [len(pickle.dumps(episode)) for episode in runner.sample()]
+            for runner in (every, sparse)
+        ]
+        assert len(stored[0]) == len(stored[1]) == envs
+        kept = steps // length + 1
+        for before, after in zip(*stored, strict=True):
+            assert before > steps * state
+            assert kept * state < after < kept * state + steps * 200
+
+
+def test_an_episode_that_ended_keeps_no_other_environment_alive():
+    runner = SingleAgentEnvRunner(config=config_of(runners={"rollout_fragment_length": 40}))
+    ended = [episode for episode in runner.sample() if episode.is_done]
+    assert ended
+    for episode in ended:
+        held = states_of(episode)
+        for state in (held.now, *held.before):
+            assert all(np.asarray(part).base is None for part in state.values())
+
+
+def test_evaluation_draws_nothing():
+    runner = SingleAgentEnvRunner(config=config_of("memo"))
+
+    def seeds(explore: bool) -> set[tuple[int, ...]]:
+        episodes = runner.sample(num_episodes=3, explore=explore)
+        return {tuple(states_of(episode).before[0]["seed"].tolist()) for episode in episodes}
+
+    assert len(seeds(True)) == 3
+    assert seeds(False) == {(0, 0)}
+
+
+def test_states_of_steps_count_from_the_chunk():
+    held = EpisodeStates({"x": np.array(0)})
+    for step in range(6):  # states 1 … 6 after steps 0 … 5, in sequences of 2
+        held.advance(step, 2, {"x": np.array(step + 1)})
+    assert [int(s["x"]) for s in held.before_sequences(6, 2)] == [0, 2, 4]
+    assert [int(s["x"]) for s in held.before_sequences(7, 2)] == [0, 2, 4, 6]
+    held.advance(0, 2, {"x": np.array(7)})  # a chunk that continues the episode
+    assert [int(s["x"]) for s in held.before_sequences(1, 2)] == [6]
+    assert [int(s["x"]) for s in held.before_sequences(2, 2)] == [6]
+    with pytest.raises(DataError, match="an episode of 9 steps has 1 memory states; allowed: one"):
+        held.before_sequences(9, 2)
+
+
+def test_a_slice_of_an_episode_is_refused():
+    config = config_of(runners={"rollout_fragment_length": 11})
+    runner = SingleAgentEnvRunner(config=config)
+    learner = config.build_learner(env=runner.env)
+    episode = max(runner.sample(), key=len)
+    with pytest.raises(DataError, match="an episode has no memory states; allowed: .*num_learners"):
+        batch_of(learner, [episode[2:]])
