@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -72,20 +73,18 @@ def memory_config(
     }
     config.rl_module(rl_module_spec=RLModuleSpec(MemoryModule, model_config=settings))
     config.env_runners(
-        env_to_module_connector=_behind(config._env_to_module_connector, CarryStates),
-        module_to_env_connector=_behind(config._module_to_env_connector, KeepStates),
+        env_to_module_connector=partial(_behind, config._env_to_module_connector, CarryStates),
+        module_to_env_connector=partial(_behind, config._module_to_env_connector, KeepStates),
     )
-    config.learners(learner_connector=_behind(config._learner_connector, ChunkStates))
-    if config.learner_class is config.get_default_learner_class():
+    config.learners(learner_connector=partial(_behind, config._learner_connector, ChunkStates))
+    if config._learner_class is None:
         config.learners(learner_class=MemoryPPOLearner)
     return config
 
 
-def _behind(build: Callable[..., Any] | None, piece: type[ConnectorV2]) -> Callable[..., Any]:
+def _behind(
+    build: Callable[..., Any] | None, piece: type[ConnectorV2], *spaces: Any
+) -> list[ConnectorV2]:
     """Build the connectors that were set, then one of ours."""
-
-    def pieces(*args: Any) -> list[ConnectorV2]:
-        theirs = build(*args) if build else []
-        return [*([theirs] if isinstance(theirs, ConnectorV2) else theirs), piece()]
-
-    return pieces
+    theirs = build(*spaces) if build else []
+    return [*([theirs] if isinstance(theirs, ConnectorV2) else theirs), piece()]

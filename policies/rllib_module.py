@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import (
     TorchCategorical,
@@ -158,10 +158,11 @@ def decode(tensors: dict[str, Tensor], like: S) -> S:
     return states.unflatten(whole, like)
 
 
-def overwrite_padding(observation: Any, lengths: Int[Tensor, " B"]) -> Any:
+def overwrite_padding(observation: Any, lengths: Shaped[Tensor, " B"]) -> Any:
     """Put each sequence's first observation `[T, B, ...]` in the place of what pads it.
 
-    Zeros need be no observation: a Discrete space may begin at 1.
+    Zeros need be no observation: a Discrete space may begin at 1. RLlib's minibatches give lengths
+    as floats.
     """
 
     def overwrite(x: Tensor) -> Tensor:

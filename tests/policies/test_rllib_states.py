@@ -135,25 +135,32 @@ def test_every_sequence_begins_with_the_state_that_acting_had(run: str, memory: 
     assert continued or run == "complete"
 
 
-def test_minibatches_keep_states_and_observations_together():
+def rows_by_observation(columns: dict[str, Any]) -> dict[tuple[float, ...], dict[str, Any]]:
+    """The lengths and states of sequences by what was seen in them."""
+    given = {**columns[Columns.STATE_IN], "length": columns[Columns.SEQ_LENS].int()}
+    return {
+        tuple(seen.flatten().tolist()): {k: v[i] for k, v in given.items()}
+        for i, seen in enumerate(columns[Columns.OBS])
+    }
+
+
+def test_minibatches_keep_sequences_with_their_states_and_lengths():
     config = config_of(runners={"rollout_fragment_length": 40})
     runner = SingleAgentEnvRunner(config=config)
     learner = config.build_learner(env=runner.env)
     columns = batch_of(learner, runner.sample())
-    wanted = {
-        tuple(o.flatten().tolist()): s.flatten().tolist()
-        for o, s in zip(columns[Columns.OBS], columns[Columns.STATE_IN]["contents"], strict=True)
-    }
+    wanted = rows_by_observation(columns)
     assert len(wanted) == len(columns[Columns.OBS])
     whole = MultiAgentBatch({"default_policy": SampleBatch(columns, _zero_padded=True)}, 120)
     whole = learner._set_slicing_by_batch_id(whole, value=True)
     seen = 0
     for part in MiniBatchCyclicIterator(whole, num_epochs=3, minibatch_size=30):
-        shared = part.policy_batches["default_policy"]
-        contents = shared[Columns.STATE_IN]["contents"]
-        for observation, state in zip(shared[Columns.OBS], contents, strict=True):
-            assert wanted[tuple(observation.flatten().tolist())] == state.flatten().tolist()
-            seen += 1
+        mine = rows_by_observation(part.policy_batches["default_policy"])
+        for observation, row in mine.items():
+            for column, value in row.items():
+                assert torch.equal(value, wanted[observation][column]), column
+                assert value.dtype == wanted[observation][column].dtype
+        seen += len(mine)
     assert seen >= 3 * len(wanted)
 
 
@@ -167,7 +174,7 @@ class Endless(Walk):
 
 
 def test_an_episode_holds_one_state_per_sequence_and_one_for_the_next_step():
-    length, steps, envs = 16, 64, 2
+    length, steps, envs = 8, 32, 2
     config = PPOConfig().environment(Endless)
     config.env_runners(
         num_env_runners=0, num_envs_per_env_runner=envs, rollout_fragment_length=steps
