@@ -62,7 +62,7 @@ def memory_config(
         raise InvalidValueError("config", type(config).__name__, "PPOConfig")
     if config.is_multi_agent:
         raise InvalidValueError("policies", [*config.policies], "one agent")
-    if config.num_learners > 1:
+    if (config.num_learners or 0) > 1:
         allowed = "0 or 1 (several learners cut episodes anywhere)"
         raise InvalidValueError("num_learners", config.num_learners, allowed)
     settings = {

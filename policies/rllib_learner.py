@@ -78,6 +78,8 @@ class MemoryPPOLearner(PPOTorchLearner):
         """Build as RLlib does, then exchange one piece."""
         super().build()
         pipeline = self._learner_connector
-        if pipeline is not None and pipeline[GeneralAdvantageEstimation]:
-            pipeline.remove(GeneralAdvantageEstimation)
-            pipeline.append(MaskedAdvantages(gamma=self.config.gamma, lambda_=self.config.lambda_))
+        if pipeline is None:
+            return
+        for theirs in pipeline[GeneralAdvantageEstimation]:
+            pipeline.remove(type(theirs))
+            pipeline.append(MaskedAdvantages(gamma=theirs.gamma, lambda_=theirs.lambda_))

@@ -1,8 +1,7 @@
 """An RLModule of RLlib's new API stack that carries any sequence memory as its state."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +27,7 @@ from engram.policies.heads import (
     SquashedGaussian,
     at_least_float32,
 )
-from engram.policies.rllib_states import Arrays
-
-
-S = TypeVar("S")
+from engram.policies.rllib_arrays import Arrays, decode, encode, unbatched
 
 
 class _Answer(NamedTuple):
@@ -90,7 +86,7 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
 
     def get_initial_state(self) -> Arrays:
         """Return the empty state of one environment."""
-        return _arrays(self.policy.initial_state(1))
+        return unbatched(self.policy.initial_state(1))
 
     def draw_initial_state(self) -> Arrays:
         """Return an empty state from which the memory draws as in training (see `randomize`).
@@ -99,7 +95,7 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
         """
         state = self.policy.initial_state(1)
         seeds = torch.randint(1, 2**62, (1,)).to(self.policy.value.weight.device)
-        return _arrays(self.policy.memory.randomize(state, seeds))
+        return unbatched(self.policy.memory.randomize(state, seeds))
 
     def compute_values(self, batch: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
         """Return V, `[B]` or `[B, T]`; given `embeddings`, without running the memory again."""
@@ -132,30 +128,8 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
         if Columns.SEQ_LENS in batch:
             observation = overwrite_padding(observation, batch[Columns.SEQ_LENS])
         output, state = self.policy(Inputs(observation, still, still, start), state)
-        parts = (_logits(output.policy), output.value, output.features)
-        return _Answer(*(part.transpose(0, 1) for part in parts), state)
-
-
-def encode(state: Any) -> dict[str, Tensor]:
-    """Name every tensor by its path, with 64 bits as two times 32.
-
-    RLlib's connectors cut int64 to int32 on the way to the environment; seeds need all bits.
-    """
-    return {
-        path: leaf[..., None].view(torch.int32) if leaf.itemsize == 8 else leaf
-        for path, leaf in states.flatten(state).items()
-    }
-
-
-def decode(tensors: dict[str, Tensor], like: S) -> S:
-    """Rebuild a state of the structure of `like` from what `encode` returned."""
-    whole = {
-        path: tensors[path].contiguous().view(leaf.dtype)[..., 0]
-        if leaf.itemsize == 8
-        else tensors[path]
-        for path, leaf in states.flatten(like).items()
-    }
-    return states.unflatten(whole, like)
+        logits, features = _logits(output.policy).transpose(0, 1), output.features.transpose(0, 1)
+        return _Answer(logits, output.value.t(), features, state)
 
 
 def overwrite_padding(observation: Any, lengths: Shaped[Tensor, " B"]) -> Any:
@@ -193,10 +167,11 @@ def _distribution(space: spaces.Space[Any]) -> Any:
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return TorchCategorical
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1 and not space.start.any():
-        return TorchMultiCategorical.get_partial_dist_cls(input_lens=space.nvec.tolist())
-    real = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
-    if real and len(space.shape) == 1 and space.is_bounded():
-        return TorchDiagGaussian
+        several: Any = TorchMultiCategorical
+        return several.get_partial_dist_cls(input_lens=space.nvec.tolist())
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        if len(space.shape) == 1 and space.is_bounded():
+            return TorchDiagGaussian
     # RLlib hands the environment the integers that it drew, without adding where a space begins.
     allowed = "Discrete from 0, MultiDiscrete [n] from 0, bounded Box [n] of floats"
     raise InvalidValueError("action space", space, allowed)
@@ -218,8 +193,3 @@ def _lead(observation: Any, space: spaces.Space[Any]) -> tuple[int, ...]:
         name, space = next(iter(space.items()))
         observation = observation[name]
     return tuple(observation.shape[: observation.ndim - len(space.shape or ())])
-
-
-def _arrays(state: Any) -> Arrays:
-    """Name the tensors of one environment's state, as arrays without the batch axis."""
-    return {path: leaf[0].numpy(force=True) for path, leaf in encode(state).items()}

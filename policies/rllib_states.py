@@ -6,7 +6,6 @@ only before each sequence of max_seq_len steps. An HCAM of width 64 would store 
 
 from typing import Any
 
-import numpy as np
 from ray.rllib.connectors.common import (
     AddObservationsFromEpisodesToBatch,
     AddTimeDimToBatchAndZeroPad,
@@ -18,9 +17,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from engram.kernels.errors import DataError
+from engram.policies.rllib_arrays import Arrays, copied
 
-Arrays = dict[str, np.ndarray]
-"""A state as RLlib carries it: every tensor by its path, without the batch axis."""
 KEY = "engram.states"
 """Where an episode's `custom_data` holds its `EpisodeStates`."""
 
@@ -160,8 +158,3 @@ def states_of(episode: SingleAgentEpisode) -> EpisodeStates:
             "num_learners 0 or 1 (several learners cut episodes anywhere)"
         )
     return held
-
-
-def copied(state: Arrays) -> Arrays:
-    """Copy a state."""
-    return {path: np.array(leaf) for path, leaf in state.items()}

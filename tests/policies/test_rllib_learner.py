@@ -19,7 +19,7 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence import GRU, HCAM
-from engram.policies.rllib import CarryStates, MemoryPPOLearner, memory_config
+from engram.policies.rllib import CarryStates, memory_config
 from engram.policies.rllib_states import states_of
 
 # RLlib registers its environment anew for every runner.
@@ -124,9 +124,21 @@ class Sampled:
         return advantages, targets
 
 
-@pytest.mark.parametrize("learner", [MemoryPPOLearner, PPOTorchLearner])
-def test_values_behind_the_last_step_are_those_of_the_memory_then(learner: type):
-    sampled = Sampled(learner)
+@pytest.fixture(scope="module")
+def ours() -> Sampled:
+    return Sampled()
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Sampled:
+    return Sampled(PPOTorchLearner)
+
+
+@pytest.mark.parametrize("learner", ["ours", "theirs"])
+def test_values_behind_the_last_step_are_those_of_the_memory_then(
+    learner: str, request: pytest.FixtureRequest
+):
+    sampled: Sampled = request.getfixturevalue(learner)
     _, wanted = sampled.by_hand()
     lengths = [len(rewards) for _, _, rewards, _ in sampled.chunks]
     ends = [terminated for *_, terminated in sampled.chunks]
@@ -142,8 +154,7 @@ def test_values_behind_the_last_step_are_those_of_the_memory_then(learner: type)
     np.testing.assert_allclose(targets.numpy(), wanted, atol=1e-4)
 
 
-def test_advantages_are_standardised_over_real_steps():
-    ours, theirs = Sampled(), Sampled(PPOTorchLearner)
+def test_advantages_are_standardised_over_real_steps(ours: Sampled, theirs: Sampled):
     raw, _ = ours.by_hand()
     wanted = (np.array(raw) - np.mean(raw)) / np.std(raw)
     mask = ours.columns[Columns.LOSS_MASK]
@@ -166,12 +177,13 @@ def test_small_advantages_are_not_blown_up():
     assert batch["default_policy"][Postprocessing.ADVANTAGES].abs().max() < 0.1
 
 
-def test_padding_takes_no_part_in_the_loss():
-    sampled = Sampled()
+def test_padding_takes_no_part_in_the_loss(ours: Sampled):
+    sampled = ours
     assert sampled.module.is_stateful()
     mask = sampled.columns[Columns.LOSS_MASK]
     padding = torch.arange(LENGTH) >= sampled.columns[Columns.SEQ_LENS][:, None]
     assert padding.any() and not (padding & mask).any()
+    assert (~padding & ~mask).sum() == len(sampled.chunks)  # the artificial steps
     results = []
     for garbage in (False, True):
         columns = dict(sampled.columns)
@@ -203,13 +215,6 @@ def test_padding_takes_no_part_in_the_loss():
         assert torch.equal(plain, dirty)
 
 
-def test_the_artificial_step_takes_no_part_in_the_loss():
-    sampled = Sampled()
-    mask = sampled.columns[Columns.LOSS_MASK]
-    real = torch.arange(LENGTH) < sampled.columns[Columns.SEQ_LENS][:, None]
-    assert (real & ~mask).sum() == len(sampled.chunks)
-
-
 def test_a_configuration_keeps_the_connectors_and_the_learner_it_has():
     class Mine(PPOTorchLearner):
         pass
@@ -227,8 +232,8 @@ def test_a_configuration_keeps_the_connectors_and_the_learner_it_has():
     runner.sample(num_timesteps=2 * LENGTH)
 
 
-def test_the_learner_exchanges_one_piece_and_leaves_the_rest():
-    pipeline = Sampled().learner._learner_connector
+def test_the_learner_exchanges_one_piece_and_leaves_the_rest(ours: Sampled):
+    pipeline = ours.learner._learner_connector
     names = [type(piece).__name__ for piece in pipeline.connectors]
     assert names[0] == AddOneTsToEpisodesAndTruncate.__name__
     assert names[-1] == "MaskedAdvantages"

@@ -21,7 +21,7 @@ from engram.kernels.errors import InvalidValueError
 from engram.memory import state as states
 from engram.memory.sequence import GRU, HCAM, LSTM, GTrXL, Memo, NoMemory, Window, stack
 from engram.policies.rllib import MemoryModule
-from engram.policies.rllib_module import decode, encode
+from engram.policies.rllib_arrays import decode, encode
 
 T, B = 9, 4
 LENGTHS = torch.tensor([9, 4, 1, 7])
@@ -262,13 +262,13 @@ def test_box_actions_are_gaussian_around_the_mean_of_the_head():
     ids=str,
 )
 def test_action_spaces_without_a_distribution_are_refused(acted: spaces.Space[Any]):
-    with pytest.raises(InvalidValueError, match="(?s)action space is .*; allowed: Discrete from 0"):
+    with pytest.raises(InvalidValueError, match=r"(?s)action space is .*; allowed: Discrete"):
         build("gru", acted=acted)
 
 
 @pytest.mark.parametrize("observed", [spaces.Tuple([VECTOR]), spaces.Text(3)], ids=str)
 def test_observation_spaces_without_an_encoder_are_refused(observed: spaces.Space[Any]):
-    with pytest.raises(InvalidValueError, match="observation space is .*; allowed: Dict"):
+    with pytest.raises(InvalidValueError, match=r"observation space is .*; allowed: Dict"):
         build("gru", observed)
 
 

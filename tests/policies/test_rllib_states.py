@@ -92,7 +92,8 @@ RUNS = {
 
 
 @pytest.mark.parametrize(
-    "run, memory", [*((run, "hcam") for run in RUNS), *(("many", m) for m in MEMORIES if m != "hcam")]
+    "run, memory",
+    [*((run, "hcam") for run in RUNS), *(("many", m) for m in MEMORIES if m != "hcam")],
 )
 def test_every_sequence_begins_with_the_state_that_acting_had(run: str, memory: str):
     config = config_of(memory)
@@ -237,5 +238,5 @@ def test_a_slice_of_an_episode_is_refused():
     runner = SingleAgentEnvRunner(config=config)
     learner = config.build_learner(env=runner.env)
     episode = max(runner.sample(), key=len)
-    with pytest.raises(DataError, match="an episode has no memory states; allowed: .*num_learners"):
+    with pytest.raises(DataError, match=r"has no memory states; allowed: .*num_learners"):
         batch_of(learner, [episode[2:]])
