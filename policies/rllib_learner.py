@@ -13,6 +13,8 @@ from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.utils.postprocessing.value_predictions import compute_value_targets
 from torch import Tensor
 
+from engram.kernels.errors import InvalidValueError
+
 
 class MaskedAdvantages(ConnectorV2):
     """Learner: generalised advantages, standardised over real steps alone.
@@ -72,14 +74,28 @@ class MaskedAdvantages(ConnectorV2):
 
 
 class MemoryPPOLearner(PPOTorchLearner):
-    """RLlib's PPO with `MaskedAdvantages` in the place of its own estimate."""
+    """RLlib's PPO with `MaskedAdvantages` in the place of its own estimate.
+
+    Raises:
+        InvalidValueError: If a minibatch has no room for a sequence, from which RLlib would make
+            empty minibatches.
+    """
 
     def build(self) -> None:
         """Build as RLlib does, then exchange one piece."""
         super().build()
+        _check_room(self.module, self.config.minibatch_size)
         pipeline = self._learner_connector
         if pipeline is None:
             return
-        for theirs in pipeline[GeneralAdvantageEstimation]:
-            pipeline.remove(type(theirs))
-            pipeline.append(MaskedAdvantages(gamma=theirs.gamma, lambda_=theirs.lambda_))
+        for theirs in pipeline.connectors[:]:
+            if isinstance(theirs, GeneralAdvantageEstimation):
+                pipeline.remove(type(theirs))
+                pipeline.append(MaskedAdvantages(gamma=theirs.gamma, lambda_=theirs.lambda_))
+
+
+def _check_room(modules: Any, room: int | None) -> None:
+    for module in modules.values():
+        length = (module.model_config or {}).get("max_seq_len", 0)
+        if module.is_stateful() and room is not None and room < length:
+            raise InvalidValueError("minibatch_size", room, f"max_seq_len = {length} or more")

@@ -135,12 +135,12 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
 def overwrite_padding(observation: Any, lengths: Shaped[Tensor, " B"]) -> Any:
     """Put each sequence's first observation `[T, B, ...]` in the place of what pads it.
 
-    Zeros need be no observation: a Discrete space may begin at 1. RLlib's minibatches give lengths
-    as floats.
+    Zeros need be no observation: a Discrete space may begin at 1. RLlib's minibatches hold
+    lengths as floats on the host.
     """
 
     def overwrite(x: Tensor) -> Tensor:
-        padding = torch.arange(len(x), device=x.device)[:, None] >= lengths
+        padding = torch.arange(len(x), device=x.device)[:, None] >= lengths.to(x.device)
         return torch.where(padding.view(*padding.shape, *[1] * (x.ndim - 2)), x[:1], x)
 
     return states.tree_map(overwrite, observation)

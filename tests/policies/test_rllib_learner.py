@@ -240,6 +240,12 @@ def test_the_learner_exchanges_one_piece_and_leaves_the_rest(ours: Sampled):
     assert "GeneralAdvantageEstimation" not in names
 
 
+def test_minibatches_without_room_for_a_sequence_are_refused():
+    config = config_of().training(minibatch_size=LENGTH - 1)
+    with pytest.raises(InvalidValueError, match="minibatch_size is 3; allowed: max_seq_len = 4"):
+        config.build_learner(env=Noise())
+
+
 def several_policies() -> PPOConfig:
     return PPOConfig().environment(Noise).multi_agent(policies={"a", "b"})
 

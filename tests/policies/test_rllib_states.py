@@ -77,10 +77,6 @@ def batch_of(learner: Any, episodes: list[Any]) -> dict[str, Any]:
     return batch["default_policy"]
 
 
-def observed(episode: Any) -> tuple[str, int, np.ndarray]:
-    return episode.id_, episode.t_started, np.array(episode.get_observations())
-
-
 RUNS = {
     "many": {"rollout_fragment_length": 11},
     "sequences": {"rollout_fragment_length": 2 * LENGTH},
@@ -89,6 +85,37 @@ RUNS = {
     "long_lookback": {"rollout_fragment_length": 5, "episode_lookback_horizon": 6},
     "complete": {"batch_mode": "complete_episodes"},
 }
+
+
+class Replay:
+    """Follows episodes with the memory's own steps, over the chunks that they come in."""
+
+    def __init__(self, module: MemoryModule):
+        self.module = module
+        self.lived: dict[str, Any] = {}  # state before the last observation of a chunk
+
+    def before_sequences(self, episode: Any, first: Any) -> list[dict[str, np.ndarray]]:
+        """States before steps 0, L, 2L … of a chunk; `first` is where an episode begins."""
+        seen = episode.get_observations()
+        state = self.lived[episode.id_] if episode.t_started else first
+        wanted = []
+        for t, now in enumerate(seen):
+            if t % LENGTH == 0:
+                wanted.append(state)
+            self.lived[episode.id_] = state
+            carried = {k: torch.as_tensor(v)[None] for k, v in state.items()}
+            batch = {Columns.OBS: torch.as_tensor(now)[None], Columns.STATE_IN: carried}
+            after = self.module.forward_exploration(batch)[Columns.STATE_OUT]
+            state = {k: v[0].numpy() for k, v in after.items()}
+        return wanted
+
+
+def check_states(given: dict[str, torch.Tensor], wanted: list[dict[str, np.ndarray]]) -> None:
+    for path, rows in given.items():
+        expected = np.stack([state[path] for state in wanted])
+        assert rows.numpy().dtype == expected.dtype
+        tolerance = 0 if rows.dtype == torch.int32 else 1e-5
+        np.testing.assert_allclose(rows.numpy(), expected, tolerance, tolerance, err_msg=path)
 
 
 @pytest.mark.parametrize(
@@ -100,40 +127,38 @@ def test_every_sequence_begins_with_the_state_that_acting_had(run: str, memory: 
     config.env_runners(**RUNS[run])
     runner = SingleAgentEnvRunner(config=config)
     learner = config.build_learner(env=runner.env)
-    module = runner.module
-    lived: dict[str, Any] = {}  # state at the end of an episode's chunk before
+    replay, empty = Replay(runner.module), runner.module.get_initial_state()
     continued = sequences = 0
     for _ in range(3):
         episodes = runner.sample()
-        chunks = [(observed(e), states_of(e)) for e in episodes]
-        given = batch_of(learner, episodes)[Columns.STATE_IN]
-        row = 0
-        for (name, began, seen), held in chunks:
-            state = lived[name] if began else held.before[0]
-            continued += began > 0
-            if not began:  # nothing but what memories draw differs from the initial state
-                drawn = {k for k, v in module.get_initial_state().items() if (v != state[k]).any()}
+        wanted = []
+        for episode in episodes:
+            first = states_of(episode).before[0]
+            if episode.t_started == 0:  # nothing but what memories draw is not empty
+                drawn = {path for path, part in empty.items() if (part != first[path]).any()}
                 assert drawn == ({"seed"} if memory == "memo" else set())
-            for t, now in enumerate(seen):
-                if t % LENGTH == 0:
-                    for path, wanted in state.items():
-                        mine = given[path][row].numpy()
-                        np.testing.assert_allclose(mine, wanted, atol=1e-5, err_msg=path)
-                    row += 1
-                if t == len(seen) - 1:
-                    lived[name] = state  # the last observation is acted on in the next chunk
-                    break
-                answer = module.forward_exploration(
-                    {
-                        Columns.OBS: torch.as_tensor(now)[None],
-                        Columns.STATE_IN: {k: torch.as_tensor(v)[None] for k, v in state.items()},
-                    }
-                )
-                state = {k: v[0].numpy() for k, v in answer[Columns.STATE_OUT].items()}
-        assert all(len(part) == row for part in given.values())
-        sequences += row
+            continued += episode.t_started > 0
+            wanted += replay.before_sequences(episode, first)
+        check_states(batch_of(learner, episodes)[Columns.STATE_IN], wanted)
+        sequences += len(wanted)
     assert sequences > 15 or run == "one"
     assert continued or run == "complete"
+
+
+@pytest.mark.parametrize("memory", ["hcam", "memo"])
+def test_the_module_also_works_with_the_connectors_of_rllib(memory: str):
+    kind, keywords = MEMORIES[memory]
+    settings = {"memory": kind, "memory_kwargs": keywords, "width": 8, "max_seq_len": LENGTH}
+    config = PPOConfig().environment(Walk).debugging(seed=0)
+    config.env_runners(num_env_runners=0, num_envs_per_env_runner=3, rollout_fragment_length=11)
+    config.rl_module(rl_module_spec=RLModuleSpec(MemoryModule, model_config=settings))
+    runner = SingleAgentEnvRunner(config=config)
+    learner = config.build_learner(env=runner.env)
+    replay, empty = Replay(runner.module), runner.module.get_initial_state()
+    for _ in range(2):
+        episodes = runner.sample()
+        wanted = [state for e in episodes for state in replay.before_sequences(e, empty)]
+        check_states(batch_of(learner, episodes)[Columns.STATE_IN], wanted)
 
 
 def rows_by_observation(columns: dict[str, Any]) -> dict[tuple[float, ...], dict[str, Any]]:
