@@ -9,8 +9,10 @@ suits. RLlib cuts sequences at every episode's end and pads them, engram's train
 import importlib.util
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from measure import Limit, Row, alternate, compared, not_run
 
 from engram.agents.ppo import PPOSettings
@@ -25,7 +27,7 @@ SEQUENCE, CARDS = 32, 64
 """Steps that gradients flow through, on CartPole and on RepeatFirst (a whole episode of 51)."""
 STEPS = ENVS * ROLLOUT
 RATE, DISCOUNT, TRACE, ENTROPY = 1e-3, 0.99, 0.95, 0.01
-SCORED = 30
+SCORED = 50
 """Iterations after which scores on RepeatFirst are compared."""
 
 
@@ -117,16 +119,17 @@ def module_rows(rounds: int) -> list[Row]:
     from ray.tune.registry import register_env
 
     register_env("repeat_first", environment)
-    mine, peer = with_our_lstm("repeat_first"), with_rllib_lstm("repeat_first", [WIDTH], CARDS)
+    makers = (
+        partial(with_our_lstm, "repeat_first"),
+        partial(with_rllib_lstm, "repeat_first", [WIDTH], CARDS),
+    )
+    mine, peer = (make() for make in makers)
     for algorithm in (mine, peer):
         algorithm.train()
     cost, other = alternate(mine.train, peer.train, rounds=rounds)
-    scores = []
-    for algorithm in (mine, peer):
-        for _ in range(SCORED - 1 - rounds):
-            result = algorithm.train()
-        scores.append(f"{result['env_runners']['episode_return_mean']:.2f}")
-        algorithm.stop()
+    mine.stop()
+    peer.stop()
+    scores = [score(make) for make in makers]
     name = f"RLlib's PPO + LSTM {WIDTH}, RepeatFirst"
     speed = compared(
         f"{name}: our module [training steps/s]",
@@ -139,6 +142,15 @@ def module_rows(rounds: int) -> list[Row]:
         speed,
         not_run(f"{name}: return at {SCORED * STEPS:,} steps, one seed", scores[0], scores[1], ""),
     ]
+
+
+def score(make: Callable[[], Any]) -> str:
+    """Return the mean return after `SCORED` iterations; alone, since RLlib draws globally."""
+    torch.manual_seed(0)
+    algorithm = make()
+    results = [algorithm.train() for _ in range(SCORED)]
+    algorithm.stop()
+    return f"{results[-1]['env_runners']['episode_return_mean']:.2f}"
 
 
 def trainer_row(rounds: int) -> Row:
