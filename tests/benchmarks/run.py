@@ -14,6 +14,7 @@ from measure import markdown, once
 
 NAMES = [
     "ppo_lstm",
+    "rllib_lstm",
     "hcam_step",
     "sequence_forward",
     "ballet_steps",
