@@ -77,7 +77,7 @@ def test_the_worker_of_a_lost_node_goes_on_elsewhere(ray_apart: Any) -> None:
 
 
 class Panorama(BatchedEnv[Any]):
-    """Shows a megabyte at every step."""
+    """Shows a megabyte at every step: a rollout of eight takes twice the object store."""
 
     def __init__(self, num_envs: int):
         view = spaces.Box(0, 255, (600, 600, 3), np.uint8)
@@ -94,6 +94,10 @@ class Panorama(BatchedEnv[Any]):
         return Step(self.observe(), torch.zeros(self.num_envs), never, never, {})
 
 
+def panorama(number: int) -> tuple[Stream, ActorCritic]:
+    return acting(Panorama(8))
+
+
 def test_a_full_object_store_is_named_with_the_setting(ray_apart: Any) -> None:
     ray_apart.init(
         num_cpus=1,
@@ -102,17 +106,12 @@ def test_a_full_object_store_is_named_with_the_setting(ray_apart: Any) -> None:
         logging_level="ERROR",
         log_to_driver=False,
         _system_config={
-            "automatic_object_spilling_enabled": False,  # as where the disk is full, too
+            # The disk counts as full, too: until then Ray moves what has no room there.
+            "local_fs_capacity_threshold": 1e-6,
             "object_store_full_delay_ms": 10,
         },
     )
     settings = RaySettings(workers=1, object_store_memory=80 * 2**20)
-    panorama = 8
-
-    def make(number: int) -> tuple[Stream, ActorCritic]:
-        return acting(Panorama(panorama))
-
-    policy = acting(Panorama(1))[1]
-    workers = Workers(make, policy, settings, seed=0)
+    workers = Workers(panorama, acting(Panorama(1))[1], settings, seed=0)
     with pytest.raises(ClusterError, match=r"the object store is full .*allowed: more bytes"):
         workers.collect(20, chunk=20)

@@ -66,7 +66,7 @@ def test_any_file_system_will_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["nowhere://x", "file:///proc/engram"])
 def test_an_address_that_cannot_be_used_is_named(address: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_text("weights")
-    with pytest.raises(MirrorError, match="cannot be written to .*; allowed: an address") as told:
+    with pytest.raises(MirrorError, match=r"cannot be written to .*; allowed: an address") as told:
         Mirror(address, tmp_path, "run").send()
     assert address in str(told.value) and "\n" not in str(told.value)
 
