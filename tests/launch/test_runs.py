@@ -32,12 +32,17 @@ def test_a_comparison_leaves_table_figure_and_report(
     printed = capsys.readouterr().out
     assert "none" in printed and "chance" in printed and "report.html" in printed
     page = (out / "report.html").read_text()
+    assert "where time went" in printed and "Where time went" in page
     assert "data:image/png;base64," in page and "http" not in page.replace("http-equiv", "")
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     results = read_json(out / "results.json")
     assert [row["memory"] for row in results] == ["none", "gru"]
     assert results[1]["seeds"] == [0, 1] and results[1]["steps"] == 512
     assert results[0]["chance"] == 0.5 and results[0]["memory_bytes"] == 0
+    shares = results[1]["time"]
+    assert set(shares) == {"environment", "acting", "learning", "transfer"}
+    assert shares["transfer"] == 0 and 0.9 < sum(shares.values()) <= 1.0001
+    assert min(shares["environment"], shares["acting"], shares["learning"]) > 0
     run = out / "gru" / "seed1"
     assert len(lines(run)) == 4
     assert list(run.glob("events.out.tfevents*"))
