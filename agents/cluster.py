@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram.kernels.errors import EngramError, InvalidValueError, MissingPackageError
+from engram.kernels.errors import EngramError, InvalidValueError, MissingPackageError, one_line
 
 
 class ClusterError(EngramError):
@@ -41,7 +41,8 @@ class RaySettings:
     patience: float = 600.0
     """Longest wait for a rollout, or for another learner [s]."""
     restarts: int = 3
-    """How many times in a row a worker may die before it delivered anything."""
+    """How many times in a row a worker may die before it delivered anything; learners, how many
+    times in the whole run."""
     wheel: str | None = None
     """A wheel of engram that the cluster's processes use; without one, what is installed there."""
 
@@ -59,12 +60,15 @@ class RaySettings:
             seen = getattr(self, name)
             if not 0 <= seen < math.inf:
                 raise InvalidValueError(f"ray.{name}", seen, "cores, 0 or more")
+        for name in ("address", "wheel"):
+            seen = getattr(self, name)
+            if seen is not None and not isinstance(seen, str):
+                raise InvalidValueError(f"ray.{name}", seen, "text, or null")
         if self.asynchronous and not self.workers:
             raise InvalidValueError("ray.asynchronous", True, "false where ray.workers is 0")
-        least = 75 * 2**20
-        if self.object_store_memory is not None and self.object_store_memory < least:
-            allowed = f"{least} bytes or more"
-            raise InvalidValueError("ray.object_store_memory", self.object_store_memory, allowed)
+        least, seen = 75 * 2**20, self.object_store_memory
+        if seen is not None and (type(seen) is not int or seen < least):
+            raise InvalidValueError("ray.object_store_memory", seen, f"{least} bytes or more")
         if self.wheel is not None and not (
             self.wheel.endswith(".whl") and Path(self.wheel).is_file()
         ):
@@ -123,21 +127,25 @@ def _start(settings: RaySettings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if settings.address is None:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=settings.object_store_memory,
-            **more,
-        )
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=settings.object_store_memory,
+                **more,
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ClusterError(f"Ray does not start on this machine: {one_line(error)}") from None
         return
     _knock(settings)
     try:
         ray.init(address=settings.address, **more)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        told = " ".join(str(error).split())
         raise ClusterError(
-            f"ray.address is {settings.address!r}: no cluster answers ({told}); allowed: auto "
-            "where `ray start` has run on this machine, HOST:PORT of a cluster's head, or null"
+            f"ray.address is {settings.address!r}: no cluster answers ({one_line(error)}); "
+            "allowed: auto where `ray start` has run on this machine, HOST:PORT of a cluster's "
+            "head (with RAY_AUTH_MODE=token in the environment where the head asks for its "
+            "token), or null"
         ) from None
 
 

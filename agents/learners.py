@@ -1,6 +1,7 @@
 """One learner, or a group of them that learns in step: what they have to tell each other."""
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -58,13 +59,19 @@ class Alone:
 
 
 class Group:
-    """The learners of torch's process group, which Ray Train or torchrun has formed."""
+    """The learners of torch's process group, which Ray Train or torchrun has formed.
 
-    def __init__(self) -> None:
+    Args:
+        patience: Longest wait for another learner [s].
+    """
+
+    def __init__(self, *, patience: float = 600.0) -> None:
         self.count = torch.distributed.get_world_size()
         self.rank = torch.distributed.get_rank()
         # Objects travel from host to host, which nccl cannot do.
-        self.hosts: Any = torch.distributed.new_group(backend="gloo")
+        self.hosts: Any = torch.distributed.new_group(
+            backend="gloo", timeout=timedelta(seconds=patience)
+        )
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over the learners."""

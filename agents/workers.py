@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +19,18 @@ from engram.agents.cluster import ClusterError, RaySettings
 from engram.agents.rollout import Rollout
 from engram.agents.seeds import derive
 from engram.agents.worker import Make, Worker
-from engram.kernels.errors import EngramError
+from engram.kernels.errors import one_line
 from engram.memory import state as states
 from engram.policies.actor_critic import ActorCritic
 
 log = logging.getLogger(__name__)
+
+COMPLAINTS = {
+    "begin": "did not start",
+    "load": "did not take up its state",
+    "collect": "delivered no rollout",
+}
+"""What a worker has not done that keeps us waiting."""
 
 
 class Workers:
@@ -72,32 +79,36 @@ class Workers:
         self._start = _starter(make, seeds, settings, bfloat16, threads)
         self._deaths = [0] * count
         self._actors = [self._start(i) for i in range(count)]
-        self._after = [
-            self._answer(i, actor.begin.remote(), settings.timeout, "did not start")
-            for i, actor in enumerate(self._actors)
-        ]
-        self._flown: Any = None
+        self._after: list[dict[str, Any]] = [{} for _ in range(count)]
+        """What decides how each worker goes on after the last rollout that it delivered."""
+        self._weights_out: Any = None
         """The weights, in the object store, of rollouts that are under way or to be redone."""
-        self._flying: list[Any] | None = None
+        self._orders: list[list[_Order]] = [[] for _ in range(count)]
+        """What each worker has been told and has not yet done; a worker does it in this order."""
+        for i in range(count):
+            self._order(i, "begin")
+        for i, begun in enumerate(self._fulfilled()):
+            self._after[i] = _copied(begun)
 
     def collect(self, steps: int, *, chunk: int) -> Rollout:
         """Have every worker act for `steps` steps; return their rollouts side by side."""
         began = time.perf_counter()
-        stale = self._flown is not None
+        stale = self._weights_out is not None
         if not stale:
-            self._flown = self._put_weights()
-        if self._flying is None:
-            self._flying = self._send_off(steps, chunk)
-        parcels = [self._delivered(i, steps, chunk) for i in range(len(self._actors))]
+            self._weights_out = self._put_weights()
+        if not any(self._orders):
+            self._send_off(steps, chunk)
+        parcels: list[parcel.Parcel] = self._fulfilled()
         waited = time.perf_counter() - began
         rollouts = []
         for i, delivered in enumerate(parcels):
             rollouts.append(parcel.unpack(delivered, self._memory(i, delivered), self.device))
-            self._after[i] = delivered.after
-        self._flown = self._flying = None
+            # A copy: one array would keep all of the parcel in the object store.
+            self._after[i] = _copied(delivered.after)
+        self._weights_out = None
         if self.settings.asynchronous:
-            self._flown = self._put_weights()
-            self._flying = self._send_off(steps, chunk)
+            self._weights_out = self._put_weights()
+            self._send_off(steps, chunk)
         joined = parcel.together(rollouts)
         self.steps += joined.reward.numel()
         self._account(parcels, joined.reward.numel(), waited, time.perf_counter() - began, stale)
@@ -113,9 +124,11 @@ class Workers:
         if self.settings.asynchronous:  # what is under way will be acted anew, by these weights
             import ray
 
-            flown: Any = self._weights() if self._flown is None else ray.get(self._flown)
-            tensors |= {f"flown.{name}": parcel.tensor(array) for name, array in flown.items()}
-        return tensors | {"flying": torch.tensor(self._flown is not None)}
+            out: Any = self._weights()
+            if self._weights_out is not None:
+                out = ray.get(self._weights_out, timeout=self.settings.timeout)
+            tensors |= {f"flown.{name}": parcel.tensor(array) for name, array in out.items()}
+        return tensors | {"flying": torch.tensor(self._weights_out is not None)}
 
     def load(self, tensors: dict[str, Tensor], *, steps: int, source: Path) -> None:
         """Go on from what `tensors` returned.
@@ -127,17 +140,18 @@ class Workers:
         import ray
 
         checkpoint.check(tensors, self.tensors(), source)
-        if self._flying is not None:
-            ray.wait(self._flying, num_returns=len(self._flying), timeout=self.settings.patience)
-        self._flown = self._flying = None
+        if any(self._orders):
+            self._fulfilled()
+        self._weights_out = None
         self.steps = steps
         for i in range(len(self._actors)):
             found = checkpoint.part(tensors, f"worker.{i}")
             self._after[i] = {name: value.cpu().numpy() for name, value in found.items()}
-            self._restore(i)
+            self._order(i, "load", self._after[i], self.steps, str(source))
+        self._fulfilled()
         if bool(tensors["flying"]):
-            flown = checkpoint.part(tensors, "flown")
-            self._flown = ray.put({name: value.cpu().numpy() for name, value in flown.items()})
+            out = checkpoint.part(tensors, "flown")
+            self._weights_out = ray.put({name: value.cpu().numpy() for name, value in out.items()})
 
     def close(self) -> None:
         """Close the environments and end the workers."""
@@ -158,80 +172,95 @@ class Workers:
 
         return ray.put(self._weights())
 
-    def _send_off(self, steps: int, chunk: int) -> list[Any]:
-        return [actor.collect.remote(self._flown, steps, chunk) for actor in self._actors]
+    def _send_off(self, steps: int, chunk: int) -> None:
+        for i in range(len(self._actors)):
+            self._order(i, "collect", self._weights_out, steps, chunk)
 
-    def _delivered(self, number: int, steps: int, chunk: int) -> parcel.Parcel:
-        """Wait for a worker's rollout; where it died, have another one make the same."""
-        assert self._flying is not None
-        while True:
+    def _order(self, number: int, method: str, *arguments: Any) -> None:
+        """Tell a worker to do something after what it was told before."""
+        answer = getattr(self._actors[number], method).remote(*arguments)
+        self._orders[number].append(_Order(method, arguments, answer))
+
+    def _fulfilled(self) -> list[Any]:
+        """Wait until every worker has done what it was told; return their last answers.
+
+        A worker that died is replaced at once, by one that is told the same.
+
+        Raises:
+            ClusterError: If a worker takes too long, raises, or keeps dying.
+        """
+        import ray
+
+        last: list[Any] = [None] * len(self._actors)
+        while waiting := {o[0].answer: i for i, o in enumerate(self._orders) if o}:
+            acting = any(self._orders[i][0].method == "collect" for i in waiting.values())
+            wait = self.settings.patience if acting else self.settings.timeout
+            done, _ = ray.wait([*waiting], num_returns=1, timeout=wait)
+            if not done:
+                number = next(iter(waiting.values()))
+                raise ClusterError(
+                    f"worker {number} {COMPLAINTS[self._orders[number][0].method]} within "
+                    f"{wait:g} s; allowed: more time (ray.timeout for a start, ray.patience for a "
+                    "rollout), or fewer processes on this cluster"
+                )
+            number = waiting[done[0]]
             try:
-                wait, complaint = self.settings.patience, "delivered no rollout"
-                found = self._answer(number, self._flying[number], wait, complaint)
-            except WorkerLost as lost:
+                last[number] = self._answer(number, done[0])
+            except _Lost as lost:
                 self._replace(number, str(lost))
-                again = self._actors[number].collect.remote(self._flown, steps, chunk)
-                self._flying[number] = again
                 continue
-            self._deaths[number] = 0
-            return found
+            if self._orders[number].pop(0).method == "collect":
+                self._deaths[number] = 0
+        return last
 
     def _replace(self, number: int, reason: str) -> None:
         """Start another worker where the last delivered rollout of a dead one ended."""
         import ray
 
-        while True:
-            self._deaths[number] += 1
-            if self._deaths[number] > self.settings.restarts:
-                raise ClusterError(
-                    f"worker {number} died {self._deaths[number]} times in a row before it "
-                    f"delivered a rollout ({reason}); allowed: {self.settings.restarts} "
-                    "(ray.restarts)"
-                )
-            log.warning("worker %d is replaced: %s", number, reason)
-            self.replaced += 1
-            ray.kill(self._actors[number])  # it may live on where only what it made was lost
-            self._actors[number] = self._start(number)
-            try:
-                begun = self._actors[number].begin.remote()
-                self._answer(number, begun, self.settings.timeout, "could not be replaced")
-                self._restore(number)
-            except WorkerLost as lost:
-                reason = str(lost)
-                continue
-            return
+        self._deaths[number] += 1
+        if self._deaths[number] > self.settings.restarts:
+            raise ClusterError(
+                f"worker {number} died {self._deaths[number]} times in a row before it delivered "
+                f"a rollout ({reason}); allowed: {self.settings.restarts} (ray.restarts)"
+            )
+        log.warning("worker %d is replaced: %s", number, reason)
+        self.replaced += 1
+        ray.kill(self._actors[number])  # it may live on where only what it made was lost
+        self._actors[number] = self._start(number)
+        told, self._orders[number] = self._orders[number], []
+        self._order(number, "begin")
+        if self._after[number]:
+            self._order(number, "load", self._after[number], self.steps, "of a run")
+        for order in told:
+            if order.method == "collect":
+                self._order(number, "collect", *order.arguments)
 
-    def _restore(self, number: int) -> None:
-        loading = self._actors[number].load.remote(self._after[number], self.steps, "of a run")
-        self._answer(number, loading, self.settings.timeout, "did not take up its state")
-
-    def _answer(self, number: int, answer: Any, wait: float, complaint: str) -> Any:
-        """Wait for what a worker answers.
+    def _answer(self, number: int, answer: Any) -> Any:
+        """Return what a worker answered.
 
         Raises:
-            WorkerLost: If it died, or its node did.
-            ClusterError: If it takes too long, or raised an error of its own.
+            _Lost: If it died, or its node did.
+            ClusterError: If it raised an error of its own.
         """
         import ray
         from ray import exceptions
 
+        full = (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError)
         try:
-            return ray.get(answer, timeout=wait)
-        except exceptions.GetTimeoutError:
-            raise ClusterError(
-                f"worker {number} {complaint} within {wait:g} s; allowed: more time (ray.timeout "
-                "for a start, ray.patience for a rollout), or fewer processes on this cluster"
-            ) from None
-        except (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError) as error:
-            raise _full(number, self.settings, error) from None
-        except (exceptions.RayActorError, exceptions.ObjectLostError) as error:
-            raise WorkerLost(str(error).strip().splitlines()[0]) from None
+            return ray.get(answer, timeout=self.settings.timeout)
         except exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            if isinstance(cause, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError):
+            if isinstance(cause, full):
                 raise _full(number, self.settings, cause) from None
-            told = " ".join(str(cause).split())
-            raise ClusterError(f"worker {number} raised {type(cause).__name__}: {told}") from cause
+            told = f"worker {number} raised {type(cause).__name__}: {one_line(cause)}"
+            raise ClusterError(told) from cause
+        except full as error:
+            raise _full(number, self.settings, error) from None
+        except (exceptions.RuntimeEnvSetupError, exceptions.ActorUnschedulableError) as error:
+            told = f"worker {number} cannot be started: {one_line(error)[-300:]}"
+            raise ClusterError(f"{told}; allowed: what the cluster's nodes can run") from None
+        except exceptions.RayError as error:  # its process or node is gone: killed, out of memory
+            raise _Lost(str(error).strip().splitlines()[0]) from None
 
     def _memory(self, number: int, delivered: parcel.Parcel) -> Any:
         """Return the memory state before a rollout."""
@@ -259,13 +288,26 @@ class Workers:
             self.facts["waiting_seconds"] = waited
 
 
-class WorkerLost(EngramError):
+class _Lost(Exception):
     """A worker's process is gone, and with it what it was doing."""
+
+
+class _Order(NamedTuple):
+    """Something that a worker was told to do."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    answer: Any
+    """Ray's reference to the answer."""
+
+
+def _copied(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: array.copy() for name, array in arrays.items()}
 
 
 def _full(number: int, settings: RaySettings, error: BaseException) -> ClusterError:
     seen = "Ray's own choice" if settings.object_store_memory is None else "that"
-    told = " ".join(str(error).split())[:200]
+    told = one_line(error)[:200]
     return ClusterError(
         f"worker {number}: the object store is full (ray.object_store_memory is "
         f"{settings.object_store_memory}, {seen}); allowed: more bytes, a shorter agent.rollout, "

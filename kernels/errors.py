@@ -1,10 +1,26 @@
 """The root of every error that engram raises on a user's mistake."""
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class EngramError(Exception):
     """A user's mistake; the message names the value seen and the values allowed."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes by the message: constructors take other arguments."""
+        return _with_message, (type(self), str(self))
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    return " ".join(str(error).split())
+
+
+def _with_message(kind: type[EngramError], message: str) -> EngramError:
+    error = kind.__new__(kind)
+    error.args = (message,)
+    return error
 
 
 class InvalidValueError(EngramError, ValueError):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from engram.kernels.errors import EngramError
+from engram.kernels.errors import EngramError, one_line
 from engram.launch.folder import CHECKPOINT
 
 FILES = ("config.json", "metrics.jsonl", CHECKPOINT, "evaluation.json")
@@ -23,12 +23,12 @@ class Mirror:
 
     Args:
         address: Where; nothing is done without one.
-        folder: Of the run, here.
-        name: Of the run, there.
+        folder: Of the run, here; there it has the same name, and that of the folder it is in.
     """
 
-    def __init__(self, address: str | None, folder: Path, name: str):
-        self.address, self.folder, self.name = address, folder, name
+    def __init__(self, address: str | None, folder: Path):
+        self.address, self.folder = address, folder
+        self.name = f"{folder.parent.name}/{folder.name}"
 
     def send(self) -> None:
         """Copy what there is.
@@ -49,6 +49,20 @@ class Mirror:
                     files.mv(part, f"{root}/{name}")
         except Exception as error:
             raise self._complaint("written to", error) from error
+
+    def occupied(self) -> bool:
+        """Return whether there is a run at the address.
+
+        Raises:
+            MirrorError: If the address cannot be read.
+        """
+        if self.address is None:
+            return False
+        try:
+            files, root = self._open()
+            return bool(files.exists(f"{root}/{FILES[0]}"))
+        except Exception as error:
+            raise self._complaint("read", error) from error
 
     def fetch(self) -> None:
         """Copy back what is missing here; a folder that holds a checkpoint is left alone.
@@ -77,6 +91,6 @@ class Mirror:
         return files, f"{root.rstrip('/')}/{self.name}"
 
     def _complaint(self, what: str, error: Exception) -> MirrorError:
-        told = " ".join(f"{type(error).__name__}: {error}".split())
+        told = f"{type(error).__name__}: {one_line(error)}"
         allowed = "an address that fsspec knows and that can be read and written, or null"
         return MirrorError(f"mirror {self.address!r} cannot be {what} ({told}); allowed: {allowed}")

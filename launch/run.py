@@ -12,7 +12,7 @@ from engram.agents.cluster import joined
 from engram.agents.learners import Alone
 from engram.agents.training import Report
 from engram.launch.build import EVALUATION_SEED, build_agent, build_stream
-from engram.launch.config import ray_settings
+from engram.launch.config import UsageError, ray_settings
 from engram.launch.evaluation import Evaluation, as_json, evaluate
 from engram.launch.files import write_json
 from engram.launch.folder import CHECKPOINT, check, locked, read_config
@@ -42,10 +42,15 @@ def run_job(
             another process writes to it.
     """
     with locked(job.folder):
-        check(job.folder, job.tree, resume=job.resume)
-        mirror = Mirror(job.tree["mirror"], job.folder, f"{job.memory}/seed{job.seed}")
+        mirror = Mirror(job.tree["mirror"], job.folder)
         if job.resume:
             mirror.fetch()
+        elif mirror.occupied():
+            raise UsageError(
+                f"mirror: {job.tree['mirror']} already holds a run; allowed: resume=true, or "
+                "another address"
+            )
+        check(job.folder, job.tree, resume=job.resume)
         ray = ray_settings(job.tree)
         gpus = ray.learners if ray.learners > 1 and job.device.startswith("cuda") else 0
         with joined(ray, gpus=gpus) if ray.used else nullcontext():

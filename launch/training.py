@@ -1,6 +1,7 @@
 """Spends a run's budget: metrics after every rollout, checkpoints now and then."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ from engram.agents.learners import Learners
 from engram.agents.training import Report, Training
 from engram.launch.build import build_training
 from engram.launch.folder import CHECKPOINT, claim, forget_after
-from engram.launch.mirror import Mirror
+from engram.launch.mirror import Mirror, MirrorError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def _spend(
     """Spend the budget, writing metrics after every rollout and checkpoints now and then."""
     facts = {"memory": job.memory, "seed": job.seed}
     learners = training.learners
-    mirror = Mirror(job.tree["mirror"], job.folder, f"{job.memory}/seed{job.seed}")
+    mirror = Mirror(job.tree["mirror"], job.folder)
     saved = time.monotonic()
     with _metrics(job, training.steps) if learners.rank == 0 else nullcontext() as write:
         while not training.finished:
@@ -98,9 +101,17 @@ def _spend(
                 training.save(path, facts)
                 saved = time.monotonic()
                 if learners.rank == 0:
-                    mirror.send()
+                    _send(mirror)
             if stop:
                 break
+
+
+def _send(mirror: Mirror) -> None:
+    """Copy a checkpoint; what cannot be sent now is sent with the next one, or at the end."""
+    try:
+        mirror.send()
+    except MirrorError as error:
+        log.warning("%s", error)
 
 
 @contextmanager
@@ -118,8 +129,10 @@ def _metrics(job: Job, steps: int) -> Iterator[Callable[[Report], None]]:
                 if name != "steps" and math.isfinite(value):
                     writer.add_scalar(name, value, int(result["steps"]))
 
-        yield write
-    writer.close()
+        try:
+            yield write
+        finally:
+            writer.close()
 
 
 def _finite(report: Report) -> dict[str, float | int | None]:

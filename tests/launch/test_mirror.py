@@ -38,13 +38,27 @@ def test_a_run_that_lost_its_folder_goes_on_from_the_mirror(tmp_path: Path) -> N
     assert metrics(there) == metrics(out / "gru/seed0")
 
 
+def test_a_mirrored_run_is_neither_overwritten_nor_continued_as_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, mirror = f"out={tmp_path / 'r'}", f"mirror={tmp_path / 'there'}"
+    assert main([*TRAIN, out, mirror, "budget=256"]) == 0
+    shutil.rmtree(tmp_path / "r")
+    kept = metrics(tmp_path / "there/gru/seed0")
+    assert main([*TRAIN, out, mirror, "budget=512"]) == 2
+    assert "already holds a run; allowed: resume=true" in capsys.readouterr().err
+    assert main([*TRAIN, out, mirror, "budget=512", "agent.clip=0.5", "resume=true"]) == 2
+    assert "resume: agent.clip is 0.5; allowed: as the run" in capsys.readouterr().err
+    assert metrics(tmp_path / "there/gru/seed0") == kept
+
+
 def test_a_folder_with_a_checkpoint_is_not_overwritten_from_the_mirror(tmp_path: Path) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    (there / "run").mkdir(parents=True)
-    here.mkdir()
-    (there / "run/checkpoint.safetensors").write_text("theirs")
+    here, there = tmp_path / "gru/seed0", tmp_path / "there"
+    (there / "gru/seed0").mkdir(parents=True)
+    here.mkdir(parents=True)
+    (there / "gru/seed0/checkpoint.safetensors").write_text("theirs")
     (here / "checkpoint.safetensors").write_text("mine")
-    mirror = Mirror(str(there), here, "run")
+    mirror = Mirror(str(there), here)
     mirror.fetch()
     assert (here / "checkpoint.safetensors").read_text() == "mine"
     (here / "checkpoint.safetensors").unlink()
@@ -54,12 +68,15 @@ def test_a_folder_with_a_checkpoint_is_not_overwritten_from_the_mirror(tmp_path:
 
 
 def test_any_file_system_will_do(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    (tmp_path / "checkpoint.safetensors").write_text("weights")
-    Mirror("memory://engram-test", tmp_path, "gru/seed0").send()
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    Mirror("memory://engram-test/", empty, "gru/seed0").fetch()
+    full, empty = tmp_path / "here/gru/seed0", tmp_path / "there/gru/seed0"
+    full.mkdir(parents=True)
+    empty.mkdir(parents=True)
+    (full / "config.json").write_text("{}")
+    (full / "checkpoint.safetensors").write_text("weights")
+    assert not Mirror("memory://engram-test", full).occupied()
+    Mirror("memory://engram-test", full).send()
+    assert Mirror("memory://engram-test", full).occupied()
+    Mirror("memory://engram-test/", empty).fetch()
     assert (empty / "checkpoint.safetensors").read_text() == "weights"
 
 
@@ -67,12 +84,12 @@ def test_any_file_system_will_do(tmp_path: Path) -> None:
 def test_an_address_that_cannot_be_used_is_named(address: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_text("weights")
     with pytest.raises(MirrorError, match=r"cannot be written to .*; allowed: an address") as told:
-        Mirror(address, tmp_path, "run").send()
+        Mirror(address, tmp_path).send()
     assert address in str(told.value) and "\n" not in str(told.value)
 
 
 def test_without_an_address_nothing_is_sent(tmp_path: Path) -> None:
-    mirror = Mirror(None, tmp_path, "run")
+    mirror = Mirror(None, tmp_path)
     mirror.send()
     mirror.fetch()
     assert list(tmp_path.iterdir()) == []
