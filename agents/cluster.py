@@ -60,19 +60,11 @@ class RaySettings:
             seen = getattr(self, name)
             if not 0 <= seen < math.inf:
                 raise InvalidValueError(f"ray.{name}", seen, "cores, 0 or more")
-        for name in ("address", "wheel"):
-            seen = getattr(self, name)
-            if seen is not None and not isinstance(seen, str):
-                raise InvalidValueError(f"ray.{name}", seen, "text, or null")
         if self.asynchronous and not self.workers:
             raise InvalidValueError("ray.asynchronous", True, "false where ray.workers is 0")
         least, seen = 75 * 2**20, self.object_store_memory
-        if seen is not None and (type(seen) is not int or seen < least):
+        if seen is not None and seen < least:
             raise InvalidValueError("ray.object_store_memory", seen, f"{least} bytes or more")
-        if self.wheel is not None and not (
-            self.wheel.endswith(".whl") and Path(self.wheel).is_file()
-        ):
-            raise InvalidValueError("ray.wheel", self.wheel, "the path of a .whl file")
 
     @property
     def cpus(self) -> float:
@@ -122,6 +114,9 @@ def _start(settings: RaySettings) -> None:
 
     more: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
     if settings.wheel is not None:
+        # Looked for here alone: other processes get these settings, and not the file.
+        if not (settings.wheel.endswith(".whl") and Path(settings.wheel).is_file()):
+            raise InvalidValueError("ray.wheel", settings.wheel, "the path of a .whl file")
         more["runtime_env"] = {"py_modules": [str(Path(settings.wheel).resolve())]}
     # Not set: Ray would hide GPUs from processes that ask for none, and warns that it will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -68,6 +68,13 @@ def build_agent(tree: dict[str, Any], stream: Stream, seed: int) -> ActorCritic:
         return build_policy(seed, make).to(stream.device)
 
 
+def build_settings(tree: dict[str, Any]) -> PPOSettings:
+    """Build the settings of PPO."""
+    settings = _instantiate(tree["agent"])
+    assert isinstance(settings, PPOSettings)
+    return settings
+
+
 def build_training(
     tree: dict[str, Any],
     *,
@@ -80,8 +87,7 @@ def build_training(
 
     With workers, the environments are theirs, on the host, and Ray must have been joined.
     """
-    settings = _instantiate(tree["agent"])
-    assert isinstance(settings, PPOSettings)
+    settings = build_settings(tree)
     learners = learners or Alone()
     # One learner has the seeds of a run that knows of no others.
     mine = seed if learners.count == 1 else derive(seed, f"learner {learners.rank}")

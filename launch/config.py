@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import engram.configs
 from engram.agents.cluster import RaySettings
-from engram.kernels.errors import EngramError, InvalidValueError
+from engram.kernels.errors import EngramError, InvalidValueError, one_line
 from engram.launch.values import conform
 
 GROUPS = ("env", "memory", "agent", "preset")
@@ -94,7 +94,15 @@ def ray_settings(tree: dict[str, Any]) -> RaySettings:
     Raises:
         InvalidValueError: If a value cannot work, or the environments cannot be shared out.
     """
-    ray = RaySettings(**tree["ray"])
+    for name, kind in (("address", str), ("wheel", str), ("object_store_memory", int)):
+        seen = tree["ray"][name]
+        if seen is not None and type(seen) is not kind:
+            allowed = "text, or null" if kind is str else "a whole number of bytes, or null"
+            raise InvalidValueError(f"ray.{name}", seen, allowed)
+    try:
+        ray = RaySettings(**tree["ray"])
+    except TypeError as error:  # a key that was added with a plus
+        raise UsageError(f"ray: {one_line(error)}") from None
     if ray.workers % ray.learners:
         allowed = f"0 and multiples of ray.learners = {ray.learners}"
         raise InvalidValueError("ray.workers", ray.workers, allowed)
@@ -189,7 +197,7 @@ def _compose(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
         del config["hydra"]
         resolved = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(one_line(error)) from error
     assert isinstance(resolved, dict)
     return resolved, chosen  # type: ignore[return-value]
 

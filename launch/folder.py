@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,21 +40,31 @@ FREE = {
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Keep every other process from writing to a run's folder.
 
+    Args:
+        folder: Made where it does not exist.
+        wait: How long another process may take to leave it [s].
+
     Raises:
-        UsageError: If another process does.
+        UsageError: If another process writes to it, still.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)  # a folder can be locked like a file
+    ends = time.monotonic() + wait
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"out: another process writes to {folder}; allowed: to wait, or another folder"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= ends:
+                    raise UsageError(
+                        f"out: another process writes to {folder}; allowed: to wait, or another "
+                        "folder"
+                    ) from None
+                time.sleep(0.1)
         yield
     finally:
         os.close(handle)

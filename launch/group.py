@@ -4,13 +4,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 from engram.agents.cluster import ClusterError, RaySettings
 from engram.agents.learners import Group
 from engram.agents.training import Report
-from engram.kernels.errors import EngramError
+from engram.kernels.errors import EngramError, one_line
+from engram.launch.folder import locked
 from engram.launch.training import Job, train
 
 
@@ -50,41 +52,20 @@ def train_in_group(
     """Train with `ray_settings.learners` learners; return whether the budget is spent.
 
     Every learner has its share of environments and workers; gradients are averaged by gloo, on
-    CUDA by nccl. When one of them dies, Ray Train starts all of them again, and they go on from the
-    last checkpoint. The folder of the run must be the same file system for all.
+    CUDA by nccl. When one of them dies, Ray Train starts all of them again, `restarts` times in a
+    run, and they go on from the last checkpoint. The folder of the run must be the same file system
+    for all.
 
     Raises:
-        ClusterError: If the group cannot be started, or died too often.
+        ClusterError: If the group cannot be started, falls silent, or died too often.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     # Paths in the configuration are relative to here; Ray Train would go to a folder of its own.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    cuda = job.device.startswith("cuda")
-    board: Any = ray.remote(Board).options(num_cpus=0).remote()  # type: ignore[attr-defined]
-    trainer = TorchTrainer(
-        _learn,
-        # A learner may run in another folder.
-        train_loop_config={"job": replace(job, folder=job.folder.resolve()), "board": board},
-        torch_config=TorchConfig(
-            backend="nccl" if cuda else "gloo", timeout_s=int(max(ray_settings.patience, 1))
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=ray_settings.learners,
-            use_gpu=cuda,
-            resources_per_worker={
-                "CPU": ray_settings.cpus_per_learner,
-                **({"GPU": 1} if cuda else {}),
-            },
-        ),
-        run_config=RunConfig(
-            name="learners",
-            storage_path=str(job.folder.resolve() / "ray"),
-            failure_config=FailureConfig(max_failures=ray_settings.restarts),
-        ),
-    )
+    board = _board()
+    # A learner may run in another folder.
+    trainer = _trainer(replace(job, folder=job.folder.resolve()), ray_settings, board)
     ended: list[BaseException | None] = []
 
     def fit() -> None:
@@ -97,28 +78,74 @@ def train_in_group(
     # In a thread of its own: Ctrl-C is answered here, with a checkpoint, not by Ray with an abort.
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    began, heard = time.monotonic(), False
-    while True:
-        alive = thread.is_alive()
-        reports, finished, failure = ray.get(board.read.remote(stop=stopping()))
-        for told in reports:
-            heard = True
-            report(told)
-        if failure is not None or not alive:
-            break  # where one failed the others wait for it: whoever leaves Ray ends them
-        if not heard and time.monotonic() - began > ray_settings.timeout + ray_settings.patience:
-            raise ClusterError(
-                f"ray.learners={ray_settings.learners} reported nothing within "
-                f"{ray_settings.timeout + ray_settings.patience:g} s; allowed: more time "
-                "(ray.timeout, ray.patience), or fewer processes on this cluster"
-            )
-        thread.join(0.2)
-    if failure is not None:
-        raise ClusterError(failure)
-    ray.kill(board)
+    silence = ray_settings.timeout + ray_settings.patience
+    heard = time.monotonic()
+    try:
+        while True:
+            alive = thread.is_alive()
+            reading = board.read.remote(stop=stopping())
+            reports, finished, failure = ray.get(reading, timeout=ray_settings.timeout)
+            for told in reports:
+                heard = time.monotonic()
+                report(told)
+            if failure is not None:
+                raise ClusterError(failure)
+            if not alive:
+                break
+            if time.monotonic() - heard > silence:
+                raise ClusterError(
+                    f"ray.learners={ray_settings.learners} reported nothing for {silence:g} s; "
+                    "allowed: more time (ray.timeout, ray.patience), or fewer processes on this "
+                    "cluster"
+                )
+            thread.join(0.2)
+    finally:
+        ray.kill(board)  # whoever is still learning ends when it has nobody to tell
     if ended[0] is not None:
-        raise ClusterError(f"the learners ended: {_cause(ended[0])}") from ended[0]
+        raise ClusterError(
+            f"the learners ended: {_cause(ended[0])}; allowed: {ray_settings.restarts} deaths in a "
+            "run (ray.restarts); resume=true goes on from the last checkpoint"
+        ) from ended[0]
     return finished
+
+
+def _board() -> Any:
+    """Start the board, on the machine of the driver: it shall live as long."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    actor: Any = ray.remote(Board)
+    return actor.options(
+        num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
+    ).remote()
+
+
+def _trainer(job: Job, ray_settings: RaySettings, board: Any) -> Any:
+    """Describe the group to Ray Train."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cuda = job.device.startswith("cuda")
+    resources = {"CPU": ray_settings.cpus_per_learner, **({"GPU": 1} if cuda else {})}
+    return TorchTrainer(
+        _learn,
+        train_loop_config={"job": job, "board": board},
+        torch_config=TorchConfig(
+            backend="nccl" if cuda else "gloo", timeout_s=max(int(ray_settings.patience), 1)
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=ray_settings.learners, use_gpu=cuda, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="learners",
+            storage_path=str(job.folder / "ray"),
+            failure_config=FailureConfig(
+                max_failures=ray_settings.restarts,
+                controller_failure_limit=ray_settings.restarts,
+            ),
+        ),
+    )
 
 
 def _learn(config: dict[str, Any]) -> None:
@@ -128,26 +155,33 @@ def _learn(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     job, board = config["job"], config["board"]
+    settings = RaySettings(**job.tree["ray"])
     torch.set_num_threads(job.tree["threads"])
-    learners = Group()
+    learners = Group(patience=settings.patience)
     job = replace(job, device=str(get_device()), resume=True)
     answers = [False]
 
     def report(told: Report) -> None:
-        answers[0] = bool(ray.get(board.tell.remote(told)))
+        answers[0] = bool(ray.get(board.tell.remote(told), timeout=settings.timeout))
 
+    # The learners of a driver that was killed write for some seconds more.
+    lock = locked(job.folder / "ray", wait=settings.timeout)
     try:
-        finished = train(job, learners, report=report, stopping=lambda: answers[0])
-        failure = None
-    except EngramError as error:  # trying again would not help
-        finished, failure = False, f"learner {learners.rank}: {error}"
-    ray.get(board.end.remote(finished=finished, failure=failure))
+        with lock if learners.rank == 0 else nullcontext():
+            learners.spread(None)
+            finished = train(job, learners, report=report, stopping=lambda: answers[0])
+            failure = None
+    except (EngramError, OSError) as error:  # trying again would not help
+        finished, failure = False, f"learner {learners.rank}: {one_line(error)}"
+    ending = board.end.remote(finished=finished, failure=failure)
+    ray.get(ending, timeout=settings.timeout)
 
 
 def _cause(error: BaseException) -> str:
-    """Say in one line what a group died of: Ray wraps the error of the first of its members."""
+    """Say in one line what a group died of: the first who did not merely miss another one."""
     failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "cause", None) or failure
-        return " ".join(f"learner {rank}: {type(cause).__name__}: {cause}".split())[:500]
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    causes = {rank: getattr(f, "cause", None) or f for rank, f in sorted(failures.items())}
+    lonely = {rank: c for rank, c in causes.items() if "Connection" in str(c) or "peer" in str(c)}
+    for rank, cause in [*((r, c) for r, c in causes.items() if r not in lonely), *lonely.items()]:
+        return f"learner {rank}: {type(cause).__name__}: {one_line(cause)}"[:400]
+    return f"{type(error).__name__}: {one_line(error)}"[:400]

@@ -3,11 +3,11 @@
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 
-from engram.kernels.errors import InvalidValueError
-from engram.launch.config import UsageError
+from engram.kernels.errors import InvalidValueError, one_line
+from engram.launch.config import GROUPS, UsageError, choices
 
 
 class Choices(NamedTuple):
@@ -45,7 +45,7 @@ def search_space(arguments: list[str]) -> tuple[list[str], Space]:
     try:
         overrides = OverridesParser.create().parse_overrides(overrides=arguments)
     except HydraException as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(one_line(error)) from error
     fixed, space = [], Space()
     for argument, override in zip(arguments, overrides, strict=True):
         if override.is_sweep_override():
@@ -63,6 +63,12 @@ def search_space(arguments: list[str]) -> tuple[list[str], Space]:
 
 def _one(override: Override) -> Choices | Interval:
     value = override.value()
+    key = override.get_key_element()
+    if isinstance(value, Glob):
+        names = value.filter(choices(key)) if key in GROUPS else []
+        if not names:
+            raise InvalidValueError(key, f"glob({value.include})", choices(key) or "no pattern")
+        return Choices(names)
     if not isinstance(value, IntervalSweep):
         return Choices([str(choice) for choice in override.sweep_string_iterator()])
     low, high = value.start, value.end
@@ -70,7 +76,7 @@ def _one(override: Override) -> Choices | Interval:
     logarithmic = "log" in value.tags
     if not low < high or (logarithmic and low <= 0):
         allowed = "a low end above 0, and a high end above that" if logarithmic else "low < high"
-        raise InvalidValueError(override.get_key_element(), f"({low:g}, {high:g})", allowed)
+        raise InvalidValueError(key, f"({low:g}, {high:g})", allowed)
     return Interval(low, high, logarithmic, isinstance(low, int) and isinstance(high, int))
 
 

@@ -1,10 +1,9 @@
 """`engram sweep`: searches any configuration keys with Ray Tune; resumable; a table, a figure."""
 
-import hashlib
 import itertools
-import json
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +18,12 @@ from rich.progress import Progress
 from engram.agents.cluster import joined
 from engram.agents.seeds import derive
 from engram.agents.training import Report
-from engram.kernels.errors import DataError, InvalidValueError
+from engram.kernels.errors import DataError, EngramError, InvalidValueError, one_line
+from engram.launch.build import build_settings
 from engram.launch.compare import show
 from engram.launch.config import Settings, UsageError, compose_settings, ray_settings
 from engram.launch.files import read_json, write, write_json
+from engram.launch.folder import locked
 from engram.launch.results import markdown
 from engram.launch.run import run_job
 from engram.launch.search_space import Choices, Interval, Space, as_tune, search_space
@@ -30,6 +31,8 @@ from engram.launch.sweep_results import draw, found_trials, summary
 from engram.launch.training import Job
 
 FORMAT = 1
+FAILURE, STOPPED = "failure.txt", "stopped"
+"""Files of a trial that failed, and of one that was ended early."""
 FREE = ("resume", "out", "device", "mirror", "checkpoint_seconds", "threads")
 """Arguments that may differ when a sweep goes on; with them all of `ray.`"""
 
@@ -46,20 +49,22 @@ def sweep(arguments: list[str], console: Console) -> int:
         console: Where progress and table go.
 
     Returns:
-        The exit status: 0, also after an interruption, which `resume=true` continues.
+        The exit status: 0, also after an interruption, which `resume=true` continues; 2 where
+        trials failed.
     """
     fixed, space = search_space(arguments)
     settings = compose_settings([*fixed, *_first(space)], several=False)
     _check(settings, fixed, space)
     out = settings.out.parent / f"sweep-{settings.env}" if _unnamed(settings) else settings.out
     out = out.resolve()
-    _claim(out, arguments, resume=settings.resume)
     points = _points(space) if settings.tree["sweep"]["grid"] else 1
     total = points * settings.tree["sweep"]["samples"] * len(settings.seeds)
     console.print(f"{total} trials of {settings.budget:,} steps in {out}")
-    ray = replace(ray_settings(settings.tree), workers=1)
-    with joined(ray, gpus=int(settings.device.type == "cuda")):
-        done = _tune(settings, fixed, space, out, console, total)
+    ray = ray_settings(settings.tree)
+    ray = replace(ray, workers=1, cpus_per_worker=ray.cpus_per_learner)  # room for one trial
+    with locked(out), joined(ray, gpus=int(settings.device.type == "cuda")):
+        _claim(out, arguments, resume=settings.resume)
+        _tune(settings, fixed, space, out, console, total)
     trials = found_trials(out)
     header, cells = summary(trials, list(space))
     if trials:
@@ -68,15 +73,20 @@ def sweep(arguments: list[str], console: Console) -> int:
         write_json(out / "results.json", [trial.plain() for trial in trials])
         show(header, cells, console, f"engram sweep: {settings.env}")
         console.print(f"Figure: {out / 'figure.png'}")
-    if not done:
-        console.print(f"Stopped; resume=true continues {out}")
-    return 0
+    reasons = dict.fromkeys(trial.failure for trial in trials if trial.failure)
+    for reason in reasons:
+        failed = sum(trial.failure == reason for trial in trials)
+        print(f"engram: {failed} of {total} trials failed: {reason}", file=sys.stderr)
+    ended = sum(trial.score is not None or trial.stopped for trial in trials)
+    if ended < total:
+        console.print(f"{ended} of {total} trials have ended; resume=true continues {out}")
+    return 2 if reasons else 0
 
 
 def _tune(
     settings: Settings, fixed: list[str], space: Space, out: Path, console: Console, total: int
-) -> bool:
-    """Run all trials; return whether all have ended."""
+) -> None:
+    """Run all trials."""
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -123,15 +133,10 @@ def _tune(
         )
     with _bar(out, total * settings.budget, console):
         results = tuner.fit()
-    failed = [error for error in results.errors if error is not None]
-    for error in failed[:3]:
-        console.print(f"failed: {' '.join(str(error).split())[-300:]}")
-    ended = sum(
-        1
-        for result in results
-        if result.metrics and (result.metrics.get("done") or result.metrics.get("finished"))
-    )
-    return ended == total and not failed
+    for result in results:
+        told = result.metrics or {}
+        if told.get("done") and not told.get("finished") and "folder" in told:
+            (Path(told["folder"]) / STOPPED).touch()  # by ASHA, and for good
 
 
 def _trial(config: dict[str, Any], *, fixed: list[str], out: Path, budget: int) -> None:
@@ -139,21 +144,12 @@ def _trial(config: dict[str, Any], *, fixed: list[str], out: Path, budget: int) 
     from ray import tune
 
     point = {key: value for key, value in config.items() if key != "seed"}
-    arguments = [*fixed, *(f"{key}={value}" for key, value in point.items())]
-    settings = compose_settings(arguments, several=False)
-    torch.set_num_threads(settings.tree["threads"])
-    folder = out / "trials" / trial_name(point, config["seed"])
+    # Two trials may have drawn the same point; Tune numbers them, and keeps the numbers.
+    number = str(tune.get_context().get_trial_id()).rpartition("_")[2]
+    folder = out / "trials" / f"{number}-seed{config['seed']}"
     write_json(folder / "trial.json", {"format": FORMAT, "point": point, "seed": config["seed"]})
-    job = Job(
-        memory=settings.memories[0],
-        seed=config["seed"],
-        tree=settings.tree,
-        budget=budget,
-        device=str(settings.device),
-        folder=folder,
-        resume=True,
-    )
-    evaluation = folder / "evaluation.json"
+    evaluation, failure = folder / "evaluation.json", folder / FAILURE
+    failure.unlink(missing_ok=True)
     if evaluation.exists():  # it ended before the sweep was interrupted
         tune.report({"steps": budget, "score": read_json(evaluation)["score"], "finished": True})
         return
@@ -164,11 +160,31 @@ def _trial(config: dict[str, Any], *, fixed: list[str], out: Path, budget: int) 
         last = told["score"] if math.isfinite(told["score"]) else last
         if math.isfinite(last):
             # At the budget ASHA ends a trial: that is for the last report to say.
-            tune.report({"steps": min(told["steps"], budget - 1), "score": last})
+            steps = min(told["steps"], budget - 1)
+            tune.report({"steps": steps, "score": last, "folder": str(folder)})
 
-    result = run_job(job, report=report, stopping=lambda: False)
+    try:
+        settings = compose_settings([*fixed, *_arguments(point)], several=False)
+        torch.set_num_threads(settings.tree["threads"])
+        job = Job(
+            memory=settings.memories[0],
+            seed=config["seed"],
+            tree=settings.tree,
+            budget=budget,
+            device=str(settings.device),
+            folder=folder,
+            resume=True,
+        )
+        result = run_job(job, report=report, stopping=lambda: False)
+    except (EngramError, OSError) as error:
+        write(failure, one_line(error))
+        raise
     assert result is not None
     tune.report({"steps": budget, "score": result.score, "finished": True})
+
+
+def _arguments(point: dict[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in point.items()]
 
 
 @contextmanager
@@ -191,12 +207,6 @@ def _bar(out: Path, steps: int, console: Console) -> Iterator[None]:
             watching.join()
 
 
-def trial_name(point: dict[str, Any], seed: int) -> str:
-    """Name the folder of a trial: the same for the same point and seed."""
-    text = json.dumps(point, sort_keys=True)
-    return f"{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}-seed{seed}"
-
-
 def _first(space: Space) -> list[str]:
     """Return the arguments of one point."""
     return [
@@ -216,6 +226,17 @@ def _check(settings: Settings, fixed: list[str], space: Space) -> None:
         seen, one = settings.tree["ray"][name], 0 if name == "workers" else 1
         if seen != one:
             raise InvalidValueError(f"ray.{name}", seen, f"{one} in a sweep: a trial is a process")
+    if settings.tree["mirror"] is not None:
+        raise InvalidValueError("mirror", settings.tree["mirror"], "null in a sweep")
+    if settings.device.index is not None:
+        raise InvalidValueError("device", str(settings.device), "auto, cpu, cuda in a sweep")
+    options = settings.tree["sweep"]
+    if options["first"] > 1:
+        raise InvalidValueError("sweep.first", options["first"], "a share of the budget, 0 to 1")
+    drawn = not options["grid"] or any(isinstance(v, Interval) for v in space.values())
+    if options["samples"] > 1 and not drawn:
+        allowed = "1 where nothing is drawn (no interval, and sweep.grid=true)"
+        raise InvalidValueError("sweep.samples", options["samples"], allowed)
     for key in space:
         if key in ("seeds", "budget", "out", "resume", "device", "workers"):
             raise UsageError(f"{key} cannot be searched; allowed: keys of the task and the agent")
@@ -223,7 +244,8 @@ def _check(settings: Settings, fixed: list[str], space: Space) -> None:
         ends = values.values if isinstance(values, Choices) else _ends(values)
         others = [f for f in _first(space) if not f.startswith(f"{key}=")]
         for value in ends:
-            compose_settings([*fixed, *others, f"{key}={value}"], several=False)
+            found = compose_settings([*fixed, *others, f"{key}={value}"], several=False)
+            build_settings(found.tree)
 
 
 def _ends(interval: Interval) -> list[str]:

@@ -25,6 +25,10 @@ class Trial(NamedTuple):
     """Mean return of fresh episodes; nothing where the trial did not get to the end."""
     training_score: float | None
     """The last known mean return while training."""
+    stopped: bool
+    """Whether it was ended early, for good."""
+    failure: str | None
+    """What it failed of."""
 
     def plain(self) -> dict[str, Any]:
         """Return the trial as JSON can hold it."""
@@ -44,7 +48,7 @@ def found_trials(out: Path) -> list[Trial]:
             raise DataError(f"{path} is damaged: no point; allowed: what a sweep wrote")
         metrics = read_metrics(path.parent)
         scores = [entry["score"] for entry in metrics if entry.get("score") is not None]
-        evaluation = path.parent / "evaluation.json"
+        evaluation, failure = path.parent / "evaluation.json", path.parent / "failure.txt"
         trials.append(
             Trial(
                 told["point"],
@@ -52,13 +56,19 @@ def found_trials(out: Path) -> list[Trial]:
                 metrics[-1]["steps"] if metrics else 0,
                 read_json(evaluation)["score"] if evaluation.exists() else None,
                 scores[-1] if scores else None,
+                (path.parent / "stopped").exists(),
+                failure.read_text(encoding="utf-8") if failure.exists() else None,
             )
         )
     return trials
 
 
 def summary(trials: list[Trial], keys: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the cells of the table: a line for every point, the best first."""
+    """Return the header and the cells of the table: a line for every point, the best first.
+
+    Points all of whose seeds got to the end come before others: a mean over the seeds that were
+    not ended early is a mean over the lucky ones.
+    """
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(str([trial.point[key] for key in keys]), []).append(trial)
@@ -70,15 +80,23 @@ def summary(trials: list[Trial], keys: list[str]) -> tuple[list[str], list[list[
         cells = [
             *(_short(group[0].point[key]) for key in keys),
             f"{mean:.3f}" if ended else "–",
-            spread(half) if ended else "ended early",
+            spread(half) if ended else _fate(group),
             f"{len(ended)}/{len(group)}",
             f"{np.mean(trained):.3f}" if trained else "–",
             f"{sum(trial.steps for trial in group):,}",
         ]
-        lines.append((mean, float(np.mean(trained)) if trained else float("-inf"), cells))
-    lines.sort(key=lambda line: line[:2], reverse=True)
+        trained_mean = float(np.mean(trained)) if trained else float("-inf")
+        lines.append((len(ended) == len(group), mean, trained_mean, cells))
+    lines.sort(key=lambda line: line[:3], reverse=True)
     header = [*keys, "score", "95 %", "seeds", "in training", "train steps"]
     return header, [cells for *_, cells in lines]
+
+
+def _fate(group: list[Trial]) -> str:
+    """Say why no seed of a point has a score."""
+    if any(trial.failure for trial in group):
+        return "failed"
+    return "ended early" if all(trial.stopped for trial in group) else "not ended"
 
 
 def draw(title: str, trials: list[Trial], keys: list[str]) -> bytes:

@@ -5,7 +5,8 @@ An iteration of W workers and M learners, each worker acting n steps between two
 - acting: n · a, a seconds of a core per step, in every worker at once;
 - intake of a learner: n W/M steps of b bytes through its network and out of its object store, and
   W/M calls of Ray's control plane, all in its driver;
-- broadcast: the weights once to every machine of 32 workers, out of the leading learner's network;
+- broadcast: the weights once to every machine of a learner's workers, 32 to a machine, out of its
+  network;
 - learning: n W/M steps at l seconds each, and for each of its updates an all-reduce of gradients.
 
 Synchronous runs take the sum of acting and the rest; asynchronous ones the longer of the two. What
@@ -64,7 +65,8 @@ def estimate(costs: Costs, workers: int, learners: int) -> Estimate:
         "network": mine * costs.bytes_per_step / NETWORK if machines > 1 else 0.0,
         "intake": mine * costs.bytes_per_step * costs.take,
         "control": workers / learners * costs.call,
-        "broadcast": costs.put + (costs.weights * machines / NETWORK if machines > 1 else 0.0),
+        "broadcast": costs.put
+        + (costs.weights * max(machines / learners, 1) / NETWORK if machines > 1 else 0.0),
         "learning": mine * costs.learn,
         "all-reduce": 0.0
         if learners == 1

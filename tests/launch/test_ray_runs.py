@@ -70,10 +70,9 @@ def leave_behind(run: Path, copy: Path) -> None:
     "spread",
     [
         ["ray.workers=2"],
-        ["ray.workers=2", "ray.asynchronous=true"],
-        ["ray.learners=2", "ray.workers=2"],
+        ["ray.learners=2", "ray.workers=2", "ray.asynchronous=true"],
     ],
-    ids=["workers", "asynchronous", "learners"],
+    ids=["workers", "learners"],
 )
 def test_a_run_whose_driver_was_killed_goes_on_exactly(spread: list[str], tmp_path: Path) -> None:
     out, copy = tmp_path / "run", tmp_path / "copy"
@@ -124,6 +123,10 @@ def closed_port() -> int:
         (["ray.workers=2", "ray.address=localhost:x"], "ray.address is 'localhost:x'"),
         (["ray.workers=2", "ray.wheel=engram"], "ray.wheel is 'engram'; allowed: the path of"),
         (["ray.workers=2", "ray.object_store_memory=5"], "ray.object_store_memory is 5; allowed:"),
+        (["ray.workers=2", "ray.object_store_memory=abc"], "ray.object_store_memory is 'abc'"),
+        (["ray.workers=2", f"ray.object_store_memory={10**13}"], "Ray does not start on this"),
+        (["ray.workers=2", "ray.address=5"], "ray.address is 5; allowed: text, or null"),
+        (["ray.workers=2", "ray.wheel=3"], "ray.wheel is 3; allowed: text, or null"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

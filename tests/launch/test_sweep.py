@@ -35,6 +35,11 @@ def test_lists_and_intervals_are_taken_out_of_the_arguments() -> None:
     }
 
 
+def test_a_pattern_stands_for_the_files_of_a_group() -> None:
+    _, space = search_space(["memory=glob(g*)"])
+    assert space == {"memory": Choices(["gru", "gtrxl"])}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -44,9 +49,14 @@ def test_lists_and_intervals_are_taken_out_of_the_arguments() -> None:
         (["agent.clip=tag(log,interval(0,1))"], "a low end above 0"),
         (["agent.cliip=interval(0,1)"], "cliip"),
         (["agent.clip=interval(0.1"], "interval(0.1"),
+        (["agent.clip=glob(*)"], "agent.clip is"),
         (["seeds=1,2"], "seeds cannot be searched"),
         (["memory=gru,none", "ray.workers=2"], "ray.workers is 2; allowed: 0 in a sweep"),
         (["memory=gru,none", "sweep.samples=0"], "sweep.samples is 0"),
+        (["memory=gru,none", "sweep.samples=2"], "sweep.samples is 2; allowed: 1 where nothing"),
+        (["memory=gru,none", "sweep.first=2"], "sweep.first is 2.0; allowed: a share"),
+        (["memory=gru,none", "mirror=there"], "mirror is 'there'; allowed: null in a sweep"),
+        (["agent.epochs=0,1"], "agent.epochs is 0; allowed: a whole number, 1 or more"),
         (["memory=gru,none", "sweep.reduction=1"], "sweep.reduction is 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -62,16 +72,20 @@ def test_a_space_that_cannot_be_searched_is_refused_before_anything_runs(
 
 def test_the_best_point_comes_first_and_an_ended_trial_last() -> None:
     trials = [
-        Trial({"memory": "none"}, 0, 100, None, 0.9),
-        Trial({"memory": "gru"}, 0, 100, 0.5, 0.4),
-        Trial({"memory": "gru"}, 1, 100, 0.7, 0.6),
-        Trial({"memory": "hcam"}, 0, 100, 0.8, 0.8),
+        Trial({"memory": "none"}, 0, 100, None, 0.9, True, None),
+        Trial({"memory": "gru"}, 0, 100, 0.5, 0.4, False, None),
+        Trial({"memory": "gru"}, 1, 100, 0.7, 0.6, False, None),
+        Trial({"memory": "hcam"}, 0, 100, 0.8, 0.8, False, None),
+        Trial({"memory": "memo"}, 0, 100, 0.9, 0.9, False, None),  # a lucky seed
+        Trial({"memory": "memo"}, 1, 10, None, 0.1, True, None),
+        Trial({"memory": "lstm"}, 0, 0, None, None, False, "no such robot"),
     ]
     header, cells = summary(trials, ["memory"])
     assert header[:2] == ["memory", "score"]
-    assert [line[0] for line in cells] == ["hcam", "gru", "none"]
+    assert [line[0] for line in cells] == ["hcam", "gru", "memo", "none", "lstm"]
     assert cells[1][1:5] == ["0.600", "± 1.271", "2/2", "0.500"]
-    assert cells[2][1:3] == ["–", "ended early"]
+    assert cells[2][1:4] == ["0.900", "one seed", "1/2"]
+    assert cells[3][1:3] == ["–", "ended early"] and cells[4][1:3] == ["–", "failed"]
 
 
 @pytest.mark.slow
@@ -79,7 +93,7 @@ def test_an_interrupted_sweep_goes_on_and_reports_every_point(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "s"
-    arguments = ["sweep", *QUICK, "memory=gru,none", RATES, "seeds=2", "budget=4096"]
+    arguments = ["sweep", *QUICK, "memory=gru,none", RATES, "seeds=1", "budget=4096"]
     arguments += [f"out={out}", "checkpoint_seconds=0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "engram.launch.main", *arguments],
@@ -96,7 +110,7 @@ def test_an_interrupted_sweep_goes_on_and_reports_every_point(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/evaluation.json")}
-    assert len(before) < 4
+    assert len(before) < 2
 
     assert main(arguments) == 2
     assert "already holds a sweep; allowed: resume=true" in capsys.readouterr().err
@@ -104,16 +118,17 @@ def test_an_interrupted_sweep_goes_on_and_reports_every_point(
     assert "resume: argument 'agent.clip=0.3'" in capsys.readouterr().err
     assert main([*arguments, "resume=true"]) == 0
     printed = capsys.readouterr().out
-    assert "4 trials" in printed and "Stopped" not in printed
+    assert "2 trials" in printed and "have ended" not in printed
 
     trials = found_trials(out)
-    assert len(trials) == 4 and all(trial.score is not None for trial in trials)
-    assert {trial.seed for trial in trials} == {0, 1}
+    assert len(trials) == 2 and all(trial.score is not None for trial in trials)
+    assert {trial.point["memory"] for trial in trials} == {"gru", "none"}
     rates = {trial.point["agent.learning_rate"] for trial in trials}
-    assert len(rates) == 1, "every memory and every seed gets the same draw"
+    assert len(rates) == 1, "every memory gets the same draw"
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "table.md").read_text().count("\n") == 4
-    assert len(json.loads((out / "results.json").read_text())) == 4
+    assert list(out.glob("trials/*/failure.txt")) == []
+    assert len(json.loads((out / "results.json").read_text())) == 2
     for path, written in before.items():
         assert path.stat().st_mtime_ns == written, "a finished trial is not run again"
 
