@@ -46,7 +46,7 @@ demo: $(INSTALLED)
 	$(BIN)/engram compare preset=demo out=runs/demo resume=true
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8
 
 # pytest exits with 5 when it finds no test, which here is no failure.
 slow: $(INSTALLED)

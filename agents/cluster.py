@@ -122,6 +122,11 @@ def _start(settings: RaySettings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if settings.address is None:
+        wanted = settings.object_store_memory
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if wanted is not None and wanted > memory:
+            allowed = f"at most {memory} bytes, this machine's memory"
+            raise InvalidValueError("ray.object_store_memory", wanted, allowed)
         try:
             ray.init(
                 address="local",
