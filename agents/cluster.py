@@ -4,7 +4,9 @@ import contextlib
 import math
 import os
 import socket
+import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,8 @@ class RaySettings:
     """How many times in a row a worker may die before it delivered anything; learners, how many
     times in the whole run."""
     wheel: str | None = None
-    """A wheel of engram that the cluster's processes use; without one, what is installed there."""
+    """A wheel of engram whose content the cluster's processes use instead of what is installed
+    there; its dependencies must be."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -109,15 +112,27 @@ def joined(settings: RaySettings, *, gpus: int = 0) -> Iterator[None]:
 
 
 def _start(settings: RaySettings) -> None:
-    """Connect to the cluster, or start Ray here."""
+    """Connect to the cluster, or start Ray here; send what is in the wheel, if there is one."""
+    more: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
+    if settings.wheel is None:
+        _connect(settings, more)
+        return
+    # Unpacked: a wheel as such would be installed with all that it depends on, in every node.
+    with tempfile.TemporaryDirectory(prefix="engram-wheel-") as folder:
+        try:
+            with zipfile.ZipFile(settings.wheel) as wheel:
+                wheel.extractall(folder)
+        except (OSError, zipfile.BadZipFile):
+            raise InvalidValueError("ray.wheel", settings.wheel, "a .whl file of engram") from None
+        package = Path(folder, "engram")
+        if not package.is_dir():
+            raise InvalidValueError("ray.wheel", settings.wheel, "a .whl file of engram")
+        _connect(settings, {**more, "runtime_env": {"py_modules": [str(package)]}})
+
+
+def _connect(settings: RaySettings, more: dict[str, Any]) -> None:
     import ray
 
-    more: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
-    if settings.wheel is not None:
-        # Looked for here alone: other processes get these settings, and not the file.
-        if not (settings.wheel.endswith(".whl") and Path(settings.wheel).is_file()):
-            raise InvalidValueError("ray.wheel", settings.wheel, "the path of a .whl file")
-        more["runtime_env"] = {"py_modules": [str(Path(settings.wheel).resolve())]}
     # Not set: Ray would hide GPUs from processes that ask for none, and warns that it will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

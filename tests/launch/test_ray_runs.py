@@ -121,7 +121,7 @@ def closed_port() -> int:
         (["ray.workers=2", "workers=2"], "workers is 2; allowed: 1 (runs at a time)"),
         (["ray.workers=2", "ray.address=there"], "ray.address is 'there'"),
         (["ray.workers=2", "ray.address=localhost:x"], "ray.address is 'localhost:x'"),
-        (["ray.workers=2", "ray.wheel=engram"], "ray.wheel is 'engram'; allowed: the path of"),
+        (["ray.workers=2", "ray.wheel=engram"], "ray.wheel is 'engram'; allowed: a .whl file"),
         (["ray.workers=2", "ray.object_store_memory=5"], "ray.object_store_memory is 5; allowed:"),
         (["ray.workers=2", "ray.object_store_memory=abc"], "ray.object_store_memory is 'abc'"),
         (
