@@ -31,6 +31,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         cwd=folder,
+        env={**os.environ, "ENGRAM_TEST": arguments[-1]},  # to find what it starts
         start_new_session=True,
     )
 
@@ -43,7 +44,7 @@ def finish(folder: Path, *arguments: str) -> str:
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not ready():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -102,6 +103,42 @@ def test_ctrl_c_saves_and_exits_with_0(spread: list[str], tmp_path: Path) -> Non
     assert process.returncode == 0, text
     assert "resume=true" in text and "Traceback" not in text
     assert (out / "gru/seed0/checkpoint.safetensors").exists()
+
+
+def processes_of(run: subprocess.Popen[str], title: str) -> list[int]:
+    """Processes of a title whose environment is that of a run."""
+    mark = f"ENGRAM_TEST={run.args[-1]}".encode()  # type: ignore[index]
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if title.encode() in (path / "cmdline").read_bytes():
+                if mark in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return sorted(found)
+
+
+@pytest.mark.slow
+def test_a_killed_learner_sends_the_group_back_to_the_last_checkpoint(tmp_path: Path) -> None:
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("needs Linux to find the learners")
+    out, name = tmp_path / "run", f"out={tmp_path / 'run'}"
+    process = start(tmp_path, "ray.learners=2", "checkpoint_seconds=0", "budget=10_000_000", name)
+    wait_until(lambda: len(metrics(out)) > 3, process)
+    before = processes_of(process, "RayTrainWorker")
+    assert len(before) == 2
+    os.kill(before[1], signal.SIGKILL)
+    wait_until(
+        lambda: len(set(processes_of(process, "RayTrainWorker")) - set(before)) == 2, process
+    )
+    lines = len(metrics(out))
+    wait_until(lambda: len(metrics(out)) > lines + 3, process)
+    os.killpg(process.pid, signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in text, text
+    steps = [row["steps"] for row in metrics(out)]
+    assert steps == [128 * (i + 1) for i in range(len(steps))], "none lost, none counted twice"
 
 
 def closed_port() -> int:
