@@ -123,6 +123,8 @@ def draw(title: str, trials: list[Trial], keys: list[str]) -> bytes:
             axis.set_xlim(-0.5, len(names) - 0.5)
         elif min(places) > 0 and max(places) / min(places) > 20:
             axis.set_xscale("log")
+        else:
+            axis.locator_params(axis="x", nbins=5)
         axis.set(xlabel=key)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel="return per fresh episode")
