@@ -1,14 +1,12 @@
 """One run: a memory and a seed, trained into a folder, evaluated, and resumable."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from engram.agents import checkpoint
-from engram.agents.cluster import joined
 from engram.agents.learners import Alone
 from engram.agents.training import Report
 from engram.launch.build import EVALUATION_SEED, build_agent, build_stream
@@ -24,7 +22,7 @@ from engram.launch.training import Job, train
 def run_job(
     job: Job, *, report: Callable[[Report], None], stopping: Callable[[], bool]
 ) -> Evaluation | None:
-    """Train and evaluate.
+    """Train and evaluate; where processes of Ray are asked for, it has been joined.
 
     The folder gets `config.json`, `metrics.jsonl` (a line per rollout), TensorBoard events,
     `checkpoint.safetensors` and, at the end, `evaluation.json`.
@@ -52,12 +50,10 @@ def run_job(
             )
         check(job.folder, job.tree, resume=job.resume)
         ray = ray_settings(job.tree)
-        gpus = ray.learners if ray.learners > 1 and job.device.startswith("cuda") else 0
-        with joined(ray, gpus=gpus) if ray.used else nullcontext():
-            if ray.learners > 1:
-                finished = train_in_group(job, ray, report=report, stopping=stopping)
-            else:
-                finished = train(job, Alone(), report=report, stopping=stopping)
+        if ray.learners > 1:
+            finished = train_in_group(job, ray, report=report, stopping=stopping)
+        else:
+            finished = train(job, Alone(), report=report, stopping=stopping)
         return _evaluate(job, mirror, stopping) if finished else None
 
 

@@ -27,12 +27,10 @@ from engram.launch.folder import locked
 from engram.launch.results import markdown
 from engram.launch.run import run_job
 from engram.launch.search_space import Choices, Interval, Space, as_tune, search_space
-from engram.launch.sweep_results import draw, found_trials, summary
+from engram.launch.sweep_results import FAILURE, STOPPED, draw, found_trials, summary
 from engram.launch.training import Job
 
 FORMAT = 1
-FAILURE, STOPPED = "failure.txt", "stopped"
-"""Files of a trial that failed, and of one that was ended early."""
 FREE = ("resume", "out", "device", "mirror", "checkpoint_seconds", "threads")
 """Arguments that may differ when a sweep goes on; with them all of `ray.`"""
 
@@ -55,8 +53,8 @@ def sweep(arguments: list[str], console: Console) -> int:
     fixed, space = search_space(arguments)
     settings = compose_settings([*fixed, *_first(space)], several=False)
     _check(settings, fixed, space)
-    out = settings.out.parent / f"sweep-{settings.env}" if _unnamed(settings) else settings.out
-    out = out.resolve()
+    named = settings.tree["out"] is not None
+    out = (settings.out if named else settings.out.with_name(f"sweep-{settings.env}")).resolve()
     points = _points(space) if settings.tree["sweep"]["grid"] else 1
     total = points * settings.tree["sweep"]["samples"] * len(settings.seeds)
     console.print(f"{total} trials of {settings.budget:,} steps in {out}")
@@ -70,7 +68,7 @@ def sweep(arguments: list[str], console: Console) -> int:
     if trials:
         write(out / "table.md", markdown(header, cells))
         write(out / "figure.png", draw(f"engram sweep: {settings.env}", trials, list(space)))
-        write_json(out / "results.json", [trial.plain() for trial in trials])
+        write_json(out / "results.json", [trial._asdict() for trial in trials])
         show(header, cells, console, f"engram sweep: {settings.env}")
         console.print(f"Figure: {out / 'figure.png'}")
     reasons = dict.fromkeys(trial.failure for trial in trials if trial.failure)
@@ -250,10 +248,6 @@ def _check(settings: Settings, fixed: list[str], space: Space) -> None:
 
 def _ends(interval: Interval) -> list[str]:
     return [str(interval.low), str(interval.high)]
-
-
-def _unnamed(settings: Settings) -> bool:
-    return settings.tree["out"] is None
 
 
 def _claim(out: Path, arguments: list[str], *, resume: bool) -> None:

@@ -12,6 +12,9 @@ from engram.launch.files import read_json
 from engram.launch.folder import read_metrics
 from engram.launch.results import spread
 
+FAILURE, STOPPED = "failure.txt", "stopped"
+"""Files of a trial that failed, and of one that was ended early."""
+
 
 class Trial(NamedTuple):
     """One point of the search space with one seed."""
@@ -30,10 +33,6 @@ class Trial(NamedTuple):
     failure: str | None
     """What it failed of."""
 
-    def plain(self) -> dict[str, Any]:
-        """Return the trial as JSON can hold it."""
-        return self._asdict()
-
 
 def found_trials(out: Path) -> list[Trial]:
     """Read the trials of a sweep.
@@ -48,7 +47,7 @@ def found_trials(out: Path) -> list[Trial]:
             raise DataError(f"{path} is damaged: no point; allowed: what a sweep wrote")
         metrics = read_metrics(path.parent)
         scores = [entry["score"] for entry in metrics if entry.get("score") is not None]
-        evaluation, failure = path.parent / "evaluation.json", path.parent / "failure.txt"
+        evaluation, failure = path.parent / "evaluation.json", path.parent / FAILURE
         trials.append(
             Trial(
                 told["point"],
@@ -56,7 +55,7 @@ def found_trials(out: Path) -> list[Trial]:
                 metrics[-1]["steps"] if metrics else 0,
                 read_json(evaluation)["score"] if evaluation.exists() else None,
                 scores[-1] if scores else None,
-                (path.parent / "stopped").exists(),
+                (path.parent / STOPPED).exists(),
                 failure.read_text(encoding="utf-8") if failure.exists() else None,
             )
         )
