@@ -1,4 +1,4 @@
-"""The two streams of tokens of a vision-language-action policy."""
+"""What a policy of several token streams sends through a memory."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,12 @@ from torch import Tensor
 
 
 class Streams(NamedTuple):
-    """Tokens of one input: what is seen in detail, and what it means."""
+    """Tokens of one input: what was seen, and what it meant.
+
+    A stream that is not in use has no tokens: N or M is zero.
+    """
 
     perceptual: Float[Tensor, "*batch N D"]
-    """Low-level tokens: N patches or objects of D features."""
+    """Tokens of low level: patches of the image, proprioception."""
     cognitive: Float[Tensor, "*batch M E"]
-    """High-level tokens: M (one, in MemoryVLA) of E features."""
+    """Tokens of high level: usually the one in which a language model sums up what it sees."""
