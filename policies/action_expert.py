@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -138,6 +139,8 @@ class ActionExpert(nn.Module):
         self.action_in = nn.Linear(actions, width)
         self.cognition_in = nn.Linear(cognitive, width)
         self.perception_in = nn.Linear(perceptual, width)
+        self.relate_in = nn.Linear(perceptual + cognitive, width)
+        self.relate_out = nn.Linear(width, width)
         self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         if modulated:
             self.memory_perception_in = nn.Linear(perceptual, width)
@@ -177,7 +180,8 @@ class ActionExpert(nn.Module):
             raise InvalidValueError("memory", type(memory).__name__, f"modulated={self.modulated}")
         if hidden is not None:
             cognitive = torch.where(hidden[:, None, None], self.null, cognitive)
-        seen = self.perception_in(perceptual)
+        both = torch.cat([perceptual, cognitive.expand(-1, perceptual.shape[1], -1)], -1)
+        seen = self.perception_in(perceptual) + self.relate_out(F.gelu(self.relate_in(both)))
         modulation: tuple[tuple[Tensor, Tensor], ...] = ()
         if memory is not None:
             tokens = torch.cat(

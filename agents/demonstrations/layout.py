@@ -1,11 +1,11 @@
 """Where a LeRobot data set of version 3.0 keeps what, and how its index files are written.
 
-    meta/info.json                              features, frame rate, totals
-    meta/stats.json                             statistics of all frames
-    meta/tasks.parquet                          instructions and their numbers
-    meta/episodes/chunk-000/file-000.parquet    one row per episode: where its frames are
-    data/chunk-000/file-000.parquet             one row per frame
-    videos/<camera>/chunk-000/file-000.mp4      many episodes, one after another
+meta/info.json                              features, frame rate, totals
+meta/stats.json                             statistics of all frames
+meta/tasks.parquet                          instructions and their numbers
+meta/episodes/chunk-000/file-000.parquet    one row per episode: where its frames are
+data/chunk-000/file-000.parquet             one row per frame
+videos/<camera>/chunk-000/file-000.mp4      many episodes, one after another
 """
 
 import contextlib

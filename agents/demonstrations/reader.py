@@ -147,7 +147,9 @@ class Demonstrations:
             InvalidValueError: If it is no column of numbers, or not 0 ≤ low < high ≤ 1.
             DataError: If there is no episode, or one is damaged.
         """
-        numeric = [k for k, f in self.features.items() if f.dtype not in ("video", "image", "string")]
+        numeric = [
+            k for k, f in self.features.items() if f.dtype not in ("video", "image", "string")
+        ]
         if key not in numeric:
             raise InvalidValueError("key", key, numeric)
         if not 0 <= low < high <= 1:
@@ -213,9 +215,7 @@ def _nothing(feature: Feature) -> np.ndarray:
     return np.empty((0, *feature.shape), dtype)
 
 
-def _checked(
-    table: Any, key: str, feature: Feature, wanted: np.ndarray, path: Path
-) -> np.ndarray:
+def _checked(table: Any, key: str, feature: Feature, wanted: np.ndarray, path: Path) -> np.ndarray:
     if key not in table.column_names:
         raise DataError(f"{path} lacks the column {key}")
     try:

@@ -237,8 +237,7 @@ class DemonstrationWriter:
             }
             for camera in episode.videos:
                 row |= {
-                    f"videos/{camera}/{name}": value
-                    for name, value in _file(chunk, number).items()
+                    f"videos/{camera}/{name}": value for name, value in _file(chunk, number).items()
                 }
                 row[f"videos/{camera}/from_timestamp"] = frame / self.fps
                 row[f"videos/{camera}/to_timestamp"] = (frame + episode.length) / self.fps
