@@ -31,7 +31,7 @@ class JobFailedError(EngramError):
 
 
 Run = Callable[..., Any]
-"""Runs a job: `run(job, report=..., stopping=...)` returns None if it was stopped before its end."""
+"""Runs a job: `run(job, report=..., stopping=...)`, which returns None if it was stopped."""
 
 
 def run_jobs(
