@@ -116,7 +116,17 @@ class Bank(SequenceMemory[BankState]):
     def initial_state(self, batch: int) -> BankState:
         """Return empty banks."""
         anchor = self._anchor()
-        slots = (empty_slots(anchor, batch, self.capacity, *size) for size in self.sizes.values())
+        slots = (
+            empty_slots(
+                anchor,
+                batch,
+                self.capacity,
+                *size,
+                since=bool(self.gradient_writes),
+                usage=self.consolidation.reads_usage,
+            )
+            for size in self.sizes.values()
+        )
         return BankState(*slots, torch.zeros(batch, dtype=torch.int64, device=anchor.device))
 
     def forward(  # type: ignore[override]  # an event of several streams is no single tensor
@@ -134,12 +144,13 @@ class Bank(SequenceMemory[BankState]):
                 seen[name].append(slots)
             state = self._written(state, _at(x, t))
         age = torch.cat(ages)
+        used = self._readable(age)
         outputs = {}
         for name, banks in seen.items():
             entries = torch.cat([slots.entries for slots in banks])
             time = torch.cat([slots.time for slots in banks])
             tokens = getattr(x, name)
-            y, _ = self.retrieval[name](tokens.flatten(0, 1), entries, time, age)
+            y, _ = self.retrieval[name](tokens.flatten(0, 1), entries, time, age, used)
             outputs[name] = y.view(tokens.shape)
         return x._replace(**outputs), state
 
@@ -148,10 +159,11 @@ class Bank(SequenceMemory[BankState]):
     ) -> tuple[Streams, BankState]:
         """Read, then write, one input."""
         state = self._begun(state, start)
+        used = self._readable(state.age)
         outputs = {}
         for name, slots in self._banks(state):
             tokens = getattr(x, name)
-            y, received = self.retrieval[name](tokens, slots.entries, slots.time, state.age)
+            y, received = self.retrieval[name](tokens, slots.entries, slots.time, state.age, used)
             outputs[name] = y
             if received is not None:
                 usage = slots.usage + received.to(slots.usage.dtype)
@@ -171,6 +183,9 @@ class Bank(SequenceMemory[BankState]):
     def _banks(self, state: BankState) -> Iterator[tuple[str, Slots]]:
         """The slots of the streams that are in use."""
         return ((name, getattr(state, name)) for name in self.retrieval)
+
+    def _readable(self, age: Int[Tensor, " n"]) -> Bool[Tensor, "n L"]:
+        return in_use(age.clamp(min=1), self.capacity)
 
     def _begun(self, state: BankState, start: Bool[Tensor, " B"]) -> BankState:
         """Forget what lies before a start, and clear the slots that are not in use."""
