@@ -71,7 +71,7 @@ class Bank(SequenceMemory[BankState]):
         *,
         capacity: int = 16,
         layers: int = 2,
-        heads: int = 4,
+        heads: int = 1,
         dropout: float = 0.0,
         write_fused: bool = False,
         gradient_writes: int | None = 0,
@@ -116,18 +116,20 @@ class Bank(SequenceMemory[BankState]):
     def initial_state(self, batch: int) -> BankState:
         """Return empty banks."""
         anchor = self._anchor()
-        slots = (
+        perceptual, cognitive = (
             empty_slots(
                 anchor,
                 batch,
                 self.capacity,
-                *size,
+                tokens,
+                width,
                 since=bool(self.gradient_writes),
                 usage=self.consolidation.reads_usage,
             )
-            for size in self.sizes.values()
+            for tokens, width in self.sizes.values()
         )
-        return BankState(*slots, torch.zeros(batch, dtype=torch.int64, device=anchor.device))
+        age = torch.zeros(batch, dtype=torch.int64, device=anchor.device)
+        return BankState(perceptual, cognitive, age)
 
     def forward(  # type: ignore[override]  # an event of several streams is no single tensor
         self, x: Streams, state: BankState, start: Bool[Tensor, "T B"]

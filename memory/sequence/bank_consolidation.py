@@ -90,12 +90,15 @@ class AdjacentMerge(Consolidation):
         # The slot of the older one; −1 where there is room, and row 0, which is unused, goes.
         target = torch.where(full, best, -1)
         pair = selected(slots, torch.stack([target.clamp(min=0), target + 1], dim=1))
-        count = pair.count.sum(1, keepdim=True)
-        share = (pair.count[:, 1:] / count).to(pair.time.dtype) if self.counted else 0.5
+        inputs = pair.inputs.sum(1, keepdim=True).clamp(min=1)  # unused slots may say 0
+        share = (pair.inputs[:, 1:] / inputs).to(pair.time.dtype) if self.counted else 0.5
+        older, newer = pair.time.split(1, 1)
+        time = self.time(older, newer, share)
+        older, newer = pair.entries.split(1, 1)
         merged = Slots(
-            _between(*pair.entries.split(1, 1), share),
-            self.time(*pair.time.split(1, 1), share),
-            count,
+            _between(older, newer, share),
+            time,
+            inputs,
             pair.since.amax(1, keepdim=True) if pair.since.shape[1] else pair.since,
             pair.usage.sum(1, keepdim=True) if pair.usage.shape[1] else pair.usage,
         )

@@ -113,7 +113,10 @@ class RetrievalBlock(nn.Module):
         self.query, self.value = nn.Linear(features, features), nn.Linear(features, features)
         self.key = nn.Linear(features, features, bias=False)
         self.attention_norm = nn.LayerNorm(features)
-        self.widen, self.narrow = nn.Linear(features, 4 * features), nn.Linear(4 * features, features)
+        self.widen, self.narrow = (
+            nn.Linear(features, 4 * features),
+            nn.Linear(4 * features, features),
+        )
         self.norm = nn.LayerNorm(features)
 
     def forward(
@@ -228,14 +231,14 @@ class Retrieval(nn.Module):
         code = self.time_code(time, age)[:, :, None]
         keys = (entries + code).view(batch, 1, capacity * number, width)
         values = entries.view(keys.shape)
-        h, shares = x.reshape(-1, width), []
+        h, received = x.reshape(-1, width), []
         for block in self.blocks:
-            h, share = block(h, keys, values, mask, self.weigh)
-            shares.append(share)
+            h, weight = block(h, keys, values, mask, self.weigh)
+            received.append(weight)
         h = h.view(x.shape)
         if not self.read_self:
             h = torch.where(empty, x, h)
         if not self.weigh:
             return self.fusion(x, h), None
-        received = sum(shares).unflatten(1, (capacity, number)).sum(2) / len(shares)
-        return self.fusion(x, h), received.masked_fill(age[:, None] == 0, 0.0)
+        total = torch.stack(received).mean(0).unflatten(1, (capacity, number)).sum(2)
+        return self.fusion(x, h), total.masked_fill(empty[:, 0], 0.0)

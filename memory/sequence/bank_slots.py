@@ -17,8 +17,8 @@ class Slots(NamedTuple):
     """Tokens as they were written, or averages of them where entries were merged."""
     time: Float[Tensor, "B L"]
     """When the entry was written: inputs since its scope began; merging may make it a fraction."""
-    count: Int[Tensor, "B L"]
-    """How many inputs were merged into the entry, int64."""
+    inputs: Int[Tensor, "B L"]
+    """How many inputs the entry holds, int64: 1, or more where entries were merged."""
     since: Int[Tensor, "B K"]
     """Writes since the oldest input in the entry that gradient still reaches, int64; −1 where it
     reaches none. No columns (K is 0, not L) unless gradient is cut after some writes."""
@@ -96,7 +96,7 @@ def appended(slots: Slots, new: Float[Tensor, "B N D"], time: Int[Tensor, " B"])
     return Slots(
         torch.cat([slots.entries, new[:, None].to(slots.entries.dtype)], dim=1),
         torch.cat([slots.time, time.to(slots.time.dtype)], dim=1),
-        torch.cat([slots.count, one], dim=1),
+        torch.cat([slots.inputs, one], dim=1),
         since,
         usage,
     )
