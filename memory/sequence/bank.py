@@ -52,10 +52,10 @@ class Bank(SequenceMemory[BankState]):
         heads: Attention heads; they divide both widths.
         dropout: In the blocks, while training; a step then differs from its replay.
         write_fused: What is written is the output, not the input.
-        gradient_writes: Through how many writes gradient flows: an entry carries it to the reads
-            that see it with fewer than that many writes after its own, parts of a merged entry
-            until the oldest that still does falls out. 0: writes are detached; None: always. Of
-            fused writes each carries it on to what it read.
+        gradient_writes: How many writes gradient outlives, K: inputs get it from the K reads that
+            follow theirs. A merged entry is cut as a whole when the oldest input in it that still
+            gets gradient is due. 0: writes are detached; None: never cut. A fused write passes
+            gradient on to what it read in turn, so it reaches further than K.
         consolidation: What gives way to a new entry in a full bank.
         time_code: Builds the code of time, given a width.
         together: Both streams give up the same entries, by the mean of their ratings; otherwise
@@ -201,10 +201,11 @@ class Bank(SequenceMemory[BankState]):
         writes = self.gradient_writes
         with torch.set_grad_enabled(torch.is_grad_enabled() and writes != 0):
             full = state.age >= self.capacity
-            banks = {
-                name: appended(slots, getattr(new, name), state.age)
-                for name, slots in self._banks(state)
-            }
+            banks = {}
+            for name, slots in self._banks(state):
+                slots = appended(slots, getattr(new, name), state.age)
+                # Before it merges: what is cut must not take the new entry's gradient with it.
+                banks[name] = truncated(slots, writes) if writes else slots
             scores = {
                 name: self.consolidation.scores(slots, state.age) for name, slots in banks.items()
             }
@@ -212,8 +213,7 @@ class Bank(SequenceMemory[BankState]):
                 shared = torch.stack(list(scores.values())).mean(0)
                 scores = dict.fromkeys(scores, shared)
             for name, slots in banks.items():
-                slots = self.consolidation.make_room(slots, scores[name].argmax(1), full)
-                banks[name] = slots if not writes else truncated(slots, writes)
+                banks[name] = self.consolidation.make_room(slots, scores[name].argmax(1), full)
             return state._replace(**banks, age=state.age + 1)
 
 
