@@ -98,8 +98,10 @@ class RetrievalBlock(nn.Module):
     wide; the heads are concatenated without a further projection. Keys have no bias: it would shift
     all logits of a query alike, which softmax ignores.
 
-    The bank is attended to as it is: W_k is applied to the queries and W_v to what they read, head
-    by head, so a read costs H·N·L·N·D instead of L·N·D² operations (H heads).
+    A key is an entry's token plus the code of the entry's time, a value is the token. The bank is
+    attended to as it is: W_k is applied to the queries and W_v to what they read, head by head, and
+    codes are scored apart from tokens. A read costs H·N·L·N·D instead of L·N·D² operations
+    and, where writes are detached, sends no gradient of the bank's size.
 
     Args:
         features: Width D of the stream.
@@ -122,28 +124,36 @@ class RetrievalBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "nN D"],
-        keys: Float[Tensor, "n 1 S D"],
-        values: Float[Tensor, "n 1 S D"],
-        mask: Float[Tensor, "n 1 1 S"],
-        weigh: bool = False,
-    ) -> tuple[Float[Tensor, "nN D"], Float[Tensor, "n S"] | None]:
+        entries: Float[Tensor, "n S D"],
+        code: Float[Tensor, "n L D"],
+        mask: Float[Tensor, "n 1 L"],
+    ) -> tuple[Float[Tensor, "nN D"], Float[Tensor, "n HN S"]]:
         """Read with N tokens per environment; no axis parts them from the environments.
 
+        Args:
+            x: The tokens.
+            entries: Tokens of the L entries, one entry after the other.
+            code: Codes of their times.
+            mask: Zero, or minus infinity for an entry that is not there.
+
         Returns:
-            The tokens, and the mean attention that each key received, if `weigh` asks for it.
+            The tokens, and the attention of every query to every token of the bank.
         """
         rows, width = x.shape
-        batch, heads, size = len(keys), self.heads, width // self.heads
-        queries = heads * rows // batch
+        batch, heads, size = len(entries), self.heads, width // self.heads
+        q = self.query(x) * size**-0.5
         # One head is the same product without the shuffle of axes, which costs a robot's step more.
-        q = self.query(x)
         if heads == 1:
             q = q @ self.key.weight
         else:
             q = q.view(rows, heads, size).transpose(0, 1) @ self.key.weight.view(heads, size, width)
             q = q.view(heads, batch, -1, width).transpose(0, 1)
-        q = q.reshape(batch, 1, queries, width)
-        read, received = self._attend(q, keys, values, mask, weigh)
+        q = q.reshape(batch, -1, width)
+        bias = torch.baddbmm(mask, q, code.transpose(1, 2))
+        logits = torch.bmm(q, entries.transpose(1, 2)).unflatten(2, (code.shape[1], -1))
+        weight = (logits + bias[..., None]).flatten(2).softmax(-1)
+        dropped = F.dropout(weight, self.dropout) if self.dropout and self.training else weight
+        read = torch.bmm(dropped.to(entries.dtype), entries)
         if heads == 1:
             read = self.value(read.view(rows, width))
         else:
@@ -154,18 +164,7 @@ class RetrievalBlock(nn.Module):
         hidden = F.gelu(self.widen(y))
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
-        return self.norm(y + self.narrow(hidden)), received
-
-    def _attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, weigh: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Softmax attention of all heads' queries to the same keys."""
-        scale = (q.shape[-1] // self.heads) ** -0.5
-        dropout = self.dropout if self.training else 0.0
-        if not weigh:
-            return F.scaled_dot_product_attention(q, keys, values, mask, dropout, scale=scale), None
-        weight = (q @ keys.transpose(2, 3) * scale + mask).softmax(-1)
-        return F.dropout(weight, dropout) @ values, weight.detach().mean((1, 2))
+        return self.norm(y + self.narrow(hidden)), weight
 
 
 class Retrieval(nn.Module):
@@ -226,19 +225,17 @@ class Retrieval(nn.Module):
         if self.read_self:  # in the last slot; its time, zero, is the present
             last = torch.where(empty, x.to(entries.dtype), entries[:, -1])
             entries = torch.cat([entries[:, :-1], last[:, None]], dim=1)
-        mask = torch.zeros_like(used, dtype=entries.dtype).masked_fill(~used, -torch.inf)
-        mask = mask[:, None, None, :, None].expand(-1, -1, -1, -1, number).flatten(3)
-        code = self.time_code(time, age)[:, :, None]
-        keys = (entries + code).view(batch, 1, capacity * number, width)
-        values = entries.view(keys.shape)
-        h, received = x.reshape(-1, width), []
+        mask = torch.zeros_like(used, dtype=entries.dtype).masked_fill(~used, -torch.inf)[:, None]
+        code, tokens = self.time_code(time, age), entries.flatten(1, 2)
+        h, weights = x.reshape(-1, width), []
         for block in self.blocks:
-            h, weight = block(h, keys, values, mask, self.weigh)
-            received.append(weight)
+            h, weight = block(h, tokens, code, mask)
+            weights.append(weight)
         h = h.view(x.shape)
         if not self.read_self:
             h = torch.where(empty, x, h)
         if not self.weigh:
             return self.fusion(x, h), None
-        total = torch.stack(received).mean(0).unflatten(1, (capacity, number)).sum(2)
-        return self.fusion(x, h), total.masked_fill(empty[:, 0], 0.0)
+        received = torch.stack([weight.detach().mean(1) for weight in weights]).mean(0)
+        received = received.view(batch, capacity, number).sum(2)
+        return self.fusion(x, h), received.masked_fill(empty[:, 0], 0.0)
