@@ -37,17 +37,11 @@ from engram.memory.sequence.bank_consolidation import counted_time, mean_time
 D = 8
 
 
-def bank(tokens: int = 3, cognitive_tokens: int = 1, **settings: Any) -> OverVectors:
+def bank(tokens: int = 3, cognitive: int = 1, **settings: Any) -> OverVectors:
     """A small bank of both streams, of vectors."""
-    settings = {"capacity": 4, "layers": 1} | settings
-    return OverVectors(
-        D,
-        memory=partial(Bank, **settings),
-        tokens=tokens,
-        width=4,
-        cognitive_tokens=cognitive_tokens,
-        cognitive_width=6,
-    )
+    memory = partial(Bank, **{"capacity": 4, "layers": 1} | settings)
+    widths = {"width": 4, "cognitive_tokens": cognitive, "cognitive_width": 6}
+    return OverVectors(D, memory=memory, tokens=tokens, **widths)
 
 
 MEMORIES = {
@@ -65,13 +59,21 @@ MEMORIES = {
     "memo_every_step": lambda: Memo(D, layers=1, heads=2, segment=1, summary=1, capacity=2),
     "bank": lambda: bank(),
     "bank_fused": lambda: bank(
-        cognitive_tokens=0,
+        cognitive=0,
         write_fused=True,
         read_self=True,
         gradient_writes=2,
         consolidation=AdjacentMerge(counted=True, time=counted_time),
     ),
     "bank_least_used": lambda: bank(tokens=0, consolidation=LeastUsed(), time_code=RelativeTime),
+    "memory_tokens": lambda: MemoryTokens(D, tokens=2, heads=2, gradient_steps=2),
+    "block": lambda: Block(LSTM(D, 6)),
+    "chain": lambda: Chain(GRU(D, D), Window(D, window=3, heads=2), LSTM(D, 5)),
+    "stack": lambda: stack(
+        D, layer=lambda width: HCAM(width, chunk=2, capacity=2, heads=2), layers=2
+    ),
+}
+FURTHER = {
     "bank_heads": lambda: bank(heads=2, layers=2, capacity=3),
     "bank_counted": lambda: bank(consolidation=AdjacentMerge(counted=True), gradient_writes=3),
     "bank_together": lambda: bank(
@@ -81,37 +83,23 @@ MEMORIES = {
         together=True, consolidation=LeastUsed(), write_fused=True, gradient_writes=1
     ),
     "bank_oldest": lambda: bank(consolidation=Oldest(), fusion=AddFusion, gradient_writes=2),
-    "memory_tokens": lambda: MemoryTokens(D, tokens=2, heads=2, gradient_steps=2),
     "memory_tokens_cut": lambda: MemoryTokens(D, tokens=3, heads=1, gradient_steps=1),
     "memory_tokens_through_time": lambda: MemoryTokens(
         D, tokens=2, layers=2, heads=2, gradient_steps=None
     ),
-    "block": lambda: Block(LSTM(D, 6)),
-    "chain": lambda: Chain(GRU(D, D), Window(D, window=3, heads=2), LSTM(D, 5)),
-    "stack": lambda: stack(
-        D, layer=lambda width: HCAM(width, chunk=2, capacity=2, heads=2), layers=2
-    ),
 }
+"""Other settings of some of them, left to the slow tests."""
+MEMORIES |= FURTHER
 EMPTY_SLOTS = [name for name in MEMORIES if name not in {"gru", "lstm", "block", "chain"}]
 """Memories whose initial state is empty slots, not a vector of zeros that is read."""
 PURE_READS = ["none", "hcam_no_local"]
 """Memories whose output is what they recall and nothing of the present input."""
 PRECISIONS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
-SLOW = {
-    "bank_heads",
-    "bank_counted",
-    "bank_together",
-    "bank_least_used_together",
-    "bank_oldest",
-    "memory_tokens_cut",
-    "memory_tokens_through_time",
-}
-"""Further settings of memories that others stand for in the default suite."""
-
 
 def each(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in names]
+    """The names, as parameters of a test."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in FURTHER else n for n in names]
 
 
 everywhere = pytest.mark.parametrize("name", each(MEMORIES))
