@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from engram.envs.manipulation.arm import HOME
+from engram.envs.manipulation.props import Button
 from engram.envs.manipulation.task import Goal
 from engram.envs.manipulation.world import World
 
 CLOSED, OPEN = -1.0, 1.0
 HOVER = 0.09
 """How far above a thing the gripper travels [m]."""
-_NEAR = 0.012
+NEAR = 0.012
 """How near is there [m]."""
 
 
@@ -33,7 +34,7 @@ def hold(
 
 
 def reach(
-    world: World, position: np.ndarray, opening: float = CLOSED, *, near: float = _NEAR
+    world: World, position: np.ndarray, opening: float = CLOSED, *, near: float = NEAR
 ) -> Iterator[Goal]:
     """Go straight to a position."""
     while np.abs(world.tcp - position).max() > near:
@@ -43,7 +44,7 @@ def reach(
 def approach(world: World, position: np.ndarray, opening: float = CLOSED) -> Iterator[Goal]:
     """Go over a position, then down to it."""
     above = over(position, HOVER)
-    while np.abs(world.tcp[:2] - position[:2]).max() > _NEAR:
+    while np.abs(world.tcp[:2] - position[:2]).max() > NEAR:
         yield Goal(above, opening)
     yield from reach(world, position, opening)
 
@@ -52,3 +53,43 @@ def stay(steps: int, position: np.ndarray, opening: float) -> Iterator[Goal]:
     """Stay for some steps, while the fingers move."""
     for _ in range(steps):
         yield Goal(position, opening)
+
+
+def grasp(position: np.ndarray) -> Iterator[Goal]:
+    """Close the fingers."""
+    yield from stay(2, position, CLOSED)
+
+
+def carry(world: World, block: str, place: np.ndarray) -> Iterator[Goal]:
+    """Take a block, put it down at a place, let go and rise.
+
+    A block that was dropped on the way is taken again.
+    """
+    while np.linalg.norm(world.position(block)[:2] - place[:2]) > 0.02:
+        spot = world.position(block)
+        yield from approach(world, spot, OPEN)
+        yield from grasp(spot)
+        yield from reach(world, over(spot, 0.05), near=0.02)
+        yield from travel(world, block, over(place, 0.05))
+        yield from reach(world, over(place, 0.004))
+        yield from stay(2, over(place, 0.004), OPEN)
+    yield from reach(world, over(place, 0.06), OPEN, near=0.02)
+
+
+def travel(world: World, block: str, position: np.ndarray) -> Iterator[Goal]:
+    """Carry a held block over a place; stop where it was dropped."""
+    while np.abs(world.tcp - position).max() > 0.012 and block in world.touched:
+        yield Goal(position, CLOSED)
+
+
+def press(world: World, button: str, place: np.ndarray) -> Iterator[Goal]:
+    """Press a button down and let it up again, with the gripper closed."""
+    prop = world.props[button]
+    assert isinstance(prop, Button)
+    top = np.array([*place, prop.top + 0.009])
+    while np.abs(world.tcp[:2] - place).max() > NEAR:
+        yield Goal(over(top, 0.03))
+    while button not in world.pressed:
+        yield Goal(over(top, -prop.travel - 0.01))
+    while button in world.pressed or world.lift(button) < -0.004:
+        yield Goal(over(top, 0.03))

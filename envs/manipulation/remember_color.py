@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from engram.envs.manipulation.motion import approach, hold, over
-from engram.envs.manipulation.scene import COLORS, Prop
-from engram.envs.manipulation.task import Goal, Range, Task, scatter
+from engram.envs.manipulation.props import COLORS, Prop
+from engram.envs.manipulation.task import Goal, Range, Task, check_least, scatter
 from engram.envs.manipulation.world import World
 from engram.kernels.errors import InvalidValueError
 
@@ -41,16 +41,13 @@ class RememberColor(Task):
         colors: int = 3,
         cue: int = 5,
         patience: int = 20,
-        gap: Range | int = (5, 15),
-        onset: Range | int = (1, 5),
+        gap: Range = (5, 15),
+        onset: Range = (1, 5),
     ):
         super().__init__(gap=gap, onset=onset)
         if not 2 <= colors <= len(_PALETTE):
             raise InvalidValueError("colors", colors, f"2 to {len(_PALETTE)}")
-        if cue < 1:
-            raise InvalidValueError("cue", cue, "1 or more")
-        if patience < 1:
-            raise InvalidValueError("patience", patience, "1 or more")
+        check_least(1, cue=cue, patience=patience)
         self.cue = cue
         self.facts = colors
         self.chance = 1 / colors
