@@ -75,14 +75,14 @@ class ButtonsInOrder(Task):
         signal(world, False)
 
     def hidden(self) -> np.ndarray:
-        """Which button comes when: one-hot `[length * buttons]` float32, one press after another."""
+        """Which button comes when: a one-hot `[buttons]` per press, in a row, float32."""
         told = np.zeros((self.length, len(self.buttons)), dtype=np.float32)
         told[np.arange(self.length), self.sequence] = 1
         return told.ravel()
 
     def follow(self, world: World) -> None:
         """Light up, wait; then judge presses."""
-        time = self.time - max(self.onset, 1)
+        time = self.time - self.onset
         lights = self.length * sum(_FLASH)
         if 0 <= time < lights:
             self.phase = "cue"
@@ -103,10 +103,10 @@ class ButtonsInOrder(Task):
             self.failed = not right
             self.succeeded = right and self.done == self.length
 
-    def script(self, world: World) -> Iterator[Goal]:
+    def script(self, world: World, fact: int) -> Iterator[Goal]:
         """Wait at home, then press one after another."""
-        yield from hold(world, lambda: self.deciding)
-        for which in self.sequence:
+        yield from hold(lambda: self.deciding)
+        for which in order(fact, len(self.buttons), self.length):
             name = self.buttons[which]
             yield from press(world, name, self.places[name])
 

@@ -67,7 +67,7 @@ class CountPresses(Task):
 
     def follow(self, world: World) -> None:
         """Light up, wait; then count presses."""
-        time = self.time - max(self.onset, 1)
+        time = self.time - self.onset
         show = self.facts * sum(_SLOT)
         if 0 <= time < show:
             self.phase = "cue"
@@ -88,9 +88,9 @@ class CountPresses(Task):
         elif self.deciding:
             self.presses += "count" in fresh
 
-    def script(self, world: World) -> Iterator[Goal]:
+    def script(self, world: World, fact: int) -> Iterator[Goal]:
         """Wait at home, then press."""
-        yield from hold(world, lambda: self.deciding)
-        for _ in range(self.fact + 1):
+        yield from hold(lambda: self.deciding)
+        for _ in range(fact + 1):
             yield from press(world, "count", self.places["count"])
         yield from press(world, "stop", self.places["stop"])

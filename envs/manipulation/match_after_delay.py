@@ -61,16 +61,16 @@ class MatchAfterDelay(Task):
         self.places = scatter(random, 4)
         self.middle = np.array([0.33, 0.0]) + random.uniform(-0.04, 0.04, 2)
 
-    @property
-    def target(self) -> str:
-        """The thing to touch."""
-        return self.choices[self.fact]
+    def hidden(self) -> np.ndarray:
+        """The sample's colour, and its shape one-hot: `[6]` float32."""
+        shape, color = self.pairs[self.fact]
+        return np.array([*color, *(shape == other for other in _SIZES)], dtype=np.float32)
 
     def follow(self, world: World) -> None:
         """Show, take away, offer; then judge touches."""
         shown = self.onset + self.cue
         shape, color = self.pairs[self.fact]
-        if self.time == max(self.onset, 1):
+        if self.time == self.onset:
             self.phase = "cue"
             world.show(f"{shape}_shown", _standing(shape, self.middle), color)
         elif self.time == shown:
@@ -83,13 +83,14 @@ class MatchAfterDelay(Task):
             ):
                 world.show(name, _standing(kind, place), paint)
         elif self.deciding and (touched := world.touched.intersection(self.choices)):
-            self.choose(touched == {self.target})
-            self.succeeded = self.target in touched
+            right = self.choices[self.fact]
+            self.choose(touched == {right})
+            self.succeeded = right in touched
 
-    def script(self, world: World) -> Iterator[Goal]:
+    def script(self, world: World, fact: int) -> Iterator[Goal]:
         """Wait at home with the gripper closed, then touch it."""
-        yield from hold(world, lambda: self.deciding)
-        yield from approach(world, over(world.position(self.target), 0.015))
+        yield from hold(lambda: self.deciding)
+        yield from approach(world, over(world.position(self.choices[fact]), 0.015))
 
 
 def _standing(shape: str, place: np.ndarray) -> tuple[float, float, float]:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from engram.envs.manipulation.arm import HOME
-from engram.envs.manipulation.props import Button
+from engram.envs.manipulation.props import Button, Cover
 from engram.envs.manipulation.task import Goal
-from engram.envs.manipulation.world import World
+from engram.envs.manipulation.world import PERIOD, World
 
 CLOSED, OPEN = -1.0, 1.0
 HOVER = 0.09
@@ -22,13 +22,11 @@ def over(position: np.ndarray, height: float) -> np.ndarray:
 
 
 def hold(
-    world: World,
-    until: Callable[[], bool],
-    position: np.ndarray | None = None,
-    opening: float = CLOSED,
+    until: Callable[[], bool], position: np.ndarray | None = None, opening: float = CLOSED
 ) -> Iterator[Goal]:
-    """Stay at a position, home unless given, until something holds."""
+    """Stay at a position, home unless given, until something is so; one step at least."""
     place = np.array(HOME) if position is None else position
+    yield Goal(place, opening)
     while not until():
         yield Goal(place, opening)
 
@@ -80,6 +78,27 @@ def travel(world: World, block: str, position: np.ndarray) -> Iterator[Goal]:
     """Carry a held block over a place; stop where it was dropped."""
     while np.abs(world.tcp - position).max() > 0.012 and block in world.touched:
         yield Goal(position, CLOSED)
+
+
+def lift_cover(world: World, name: str, place: np.ndarray) -> Iterator[Goal]:
+    """Take a cover by its knob, lift it by 4 cm and let go."""
+    cover = world.props[name]
+    assert isinstance(cover, Cover)
+    knob = np.array([*place, cover.knob])
+    yield from approach(world, knob, OPEN)
+    yield from grasp(knob)
+    yield from reach(world, over(knob, 0.045))
+    yield from stay(1, knob, OPEN)
+    while world.lift(name) > 0.003 or world.tcp[2] < knob[2] + 0.03:
+        yield Goal(over(knob, 0.05), OPEN)
+
+
+def stroke(world: World, until: Callable[[], bool], speed: float, opening: float) -> Iterator[Goal]:
+    """Push along x at a speed [m/s] until something is so."""
+    aim = world.tcp
+    while not until():
+        aim = aim + np.array([speed * PERIOD, 0, 0])
+        yield Goal(aim, opening)
 
 
 def press(world: World, button: str, place: np.ndarray) -> Iterator[Goal]:

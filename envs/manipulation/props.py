@@ -63,12 +63,18 @@ class Block(Prop):
     mass: float = 0.06
     """[kg]"""
     friction: float = 0.8
+    priority: int = 0
+    """With 1, its friction counts whatever it touches; with 0, the rougher surface's does."""
 
     def mjcf(self) -> str:
         """Its body, with a free joint."""
-        # Its friction counts, whatever the other surface's is.
-        surface = f'mass="{self.mass}" friction="{self.friction} 0.01 0.0003" condim="4"'
-        return f'<body name="{self.name}"><freejoint name="{self.name}"/>{self.geom(surface)}</body>'
+        surface = (
+            f'mass="{self.mass}" friction="{self.friction} 0.01 0.0003" condim="4" '
+            f'solref="0.01 1" priority="{self.priority}"'
+        )
+        return (
+            f'<body name="{self.name}"><freejoint name="{self.name}"/>{self.geom(surface)}</body>'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +110,8 @@ class Cover(Prop):
          armature="0.02"/>
   {shell}
   <geom type="box" size="0.014 0.011 0.016" pos="0 0 {self.knob}" mass="0.005"
-        rgba="0.12 0.12 0.13 1" friction="1.2 0.02 0.0005" condim="4" {SOLID}/>
+        rgba="0.12 0.12 0.13 1" friction="1.2 0.02 0.0005" condim="4" solref="0.01 1"
+        {SOLID}/>
 </body></body>"""
 
 

@@ -39,7 +39,7 @@ class PutBack(Task):
     instruction = "Move the block to the white mark. When the lamp is green, put it back."
 
     def __init__(self, *, marks: int = 4, patience: int = 30, gap: Range = (5, 15)):
-        super().__init__(gap=gap, onset=0)
+        super().__init__(gap=gap)
         if not 2 <= marks <= 6:
             raise InvalidValueError("marks", marks, "2 to 6")
         check_least(1, patience=patience)
@@ -67,6 +67,10 @@ class PutBack(Task):
         world.show("block", (*self.places[self.fact], _HEIGHT))
         signal(world, False)
 
+    def hidden(self) -> np.ndarray:
+        """Where the block has to go, x and y [m]: `[2]` float32."""
+        return self.places[self.fact].astype(np.float32)
+
     def follow(self, world: World) -> None:
         """Wait for the block to be brought, then for the gap, then for its return."""
         rests = self._rests(world)
@@ -93,11 +97,11 @@ class PutBack(Task):
         low = world.position("block")[2] < _HEIGHT + 0.005
         return low and "block" not in world.touched and world.speed("block") < _STILL
 
-    def script(self, world: World) -> Iterator[Goal]:
+    def script(self, world: World, fact: int) -> Iterator[Goal]:
         """Carry it over, wait above it, carry it back."""
         middle = np.array([*_MIDDLE, _HEIGHT])
         yield from carry(world, "block", middle)
         above = over(middle, 0.09)
-        yield from hold(world, lambda: self.deciding, above, OPEN)
-        yield from carry(world, "block", np.array([*self.places[self.fact], _HEIGHT]))
+        yield from hold(lambda: self.deciding, above, OPEN)
+        yield from carry(world, "block", np.array([*self.places[fact], _HEIGHT]))
         yield from stay(1, above, OPEN)

@@ -6,11 +6,13 @@ from engram.envs.manipulation.arm import ACTUATORS, ARM
 from engram.envs.manipulation.props import Prop
 from engram.kernels.errors import MissingPackageError
 
-TIMESTEP = 0.01
+TIMESTEP = 0.005
 """Physics step [s]."""
-SUBSTEPS = 10
+SUBSTEPS = 20
 """Physics steps per control step: control runs at 10 Hz."""
 CAMERAS = ("top", "wrist")
+
+
 def compile_scene(props: tuple[Prop, ...]) -> Any:
     """Return the MjModel of arm, table and props.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from engram.envs.manipulation.motion import OPEN, approach, grasp, hold, over, reach
+from engram.envs.manipulation.motion import OPEN, hold, lift_cover
 from engram.envs.manipulation.props import COLORS, Cover, Prop
 from engram.envs.manipulation.signal import LAMP, signal
 from engram.envs.manipulation.task import Goal, Range, Task, check_least, check_range
@@ -79,10 +79,11 @@ class ShellGame(Task):
             world.harden(name, False)
         signal(world, False)
 
-    @property
-    def target(self) -> str:
-        """The cup with the cube."""
-        return self.cups[self.fact]
+    def hidden(self) -> np.ndarray:
+        """Where the cup with the cube is, from right to left: one-hot `[cups]` float32."""
+        told = np.zeros(self.facts, dtype=np.float32)
+        told[self.at[self.fact]] = 1
+        return told
 
     def follow(self, world: World) -> None:
         """Uncover, cover, swap, wait; then judge touches and lifts."""
@@ -90,15 +91,15 @@ class ShellGame(Task):
         swapping = covered + _LOWER
         waiting = swapping + self.pace * len(self.pairs)
         under = np.array([*self.places[self.fact], 0])
-        if self.time < max(self.onset, 1):
+        if self.time < self.onset:
             return
         if self.time < swapping:
             self.phase = "cue"
             # The cup comes from behind and above, so that the camera sees the cube.
             left = 1.0 if self.time < covered else 1 - (self.time - covered + 1) / _LOWER
-            world.move(self.target, under + left * np.array([-0.07, 0, 0.11]))
+            world.move(self.cups[self.fact], under + left * np.array([-0.07, 0, 0.11]))
             if left > 0:
-                world.show("cube", under + (0, 0, 0.017))
+                world.show("cube", under + np.array([0, 0, 0.017]))
             else:
                 world.hide("cube")
         elif self.time < waiting:
@@ -131,20 +132,15 @@ class ShellGame(Task):
     def _judge(self, world: World) -> None:
         touched = world.touched.intersection(self.cups)
         if touched:
-            self.choose(touched == {self.target})
-        up = world.lift(self.target)
+            self.choose(touched == {self.cups[self.fact]})
+        up = world.lift(self.cups[self.fact])
         if up > 0.01:
             world.show("cube", (*self.places[self.at[self.fact]], 0.017))
         else:
             world.hide("cube")
-        self.succeeded = up >= _FOUND and self.target in world.touched
+        self.succeeded = up >= _FOUND and self.cups[self.fact] in world.touched
 
-    def script(self, world: World) -> Iterator[Goal]:
+    def script(self, world: World, fact: int) -> Iterator[Goal]:
         """Wait at home, then grasp the knob and lift."""
-        yield from hold(world, lambda: self.deciding, opening=OPEN)
-        cover = world.props[self.target]
-        assert isinstance(cover, Cover)
-        knob = np.array([*self.places[self.at[self.fact]], cover.knob])
-        yield from approach(world, knob, OPEN)
-        yield from grasp(knob)
-        yield from reach(world, over(knob, 0.06))
+        yield from hold(lambda: self.deciding, opening=OPEN)
+        yield from lift_cover(world, self.cups[fact], self.places[self.at[fact]])

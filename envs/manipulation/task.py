@@ -34,7 +34,7 @@ class Task(abc.ABC):
 
     Args:
         gap: Steps between what is shown and the decision, drawn anew each episode.
-        onset: Steps before anything is shown, drawn anew each episode.
+        onset: Steps before anything is shown, one or more, drawn anew each episode.
     """
 
     props: tuple[Prop, ...]
@@ -53,7 +53,7 @@ class Task(abc.ABC):
 
     def __init__(self, *, gap: Range = (5, 15), onset: Range = (1, 5)):
         self.gaps = check_range("gap", gap)
-        self.onsets = check_range("onset", onset)
+        self.onsets = check_range("onset", onset, least=1)
         self.fact = 0
         self.clear()
 
@@ -101,8 +101,8 @@ class Task(abc.ABC):
         """What `advance` does in this task; `time` counts the steps done."""
 
     @abc.abstractmethod
-    def script(self, world: World) -> Iterator[Goal]:
-        """Yield, step by step, where one who knows the hidden fact wants the gripper."""
+    def script(self, world: World, fact: int) -> Iterator[Goal]:
+        """Yield, step by step, where one who believes in a hidden fact wants the gripper."""
 
     def hidden(self) -> np.ndarray:
         """The hidden fact, for policies that are told: one-hot `[facts]` float32."""
@@ -121,16 +121,17 @@ class Task(abc.ABC):
             self.first_choice = float(correct)
 
 
-def check_range(name: str, value: Range) -> tuple[int, int]:
+def check_range(name: str, value: Range, *, least: int = 0) -> tuple[int, int]:
     """Return the ends of a range of steps.
 
     Raises:
-        InvalidValueError: If it is not two whole numbers, 0 <= low <= high.
+        InvalidValueError: If it is not two whole numbers, least <= low <= high.
     """
     pair = (value, value) if isinstance(value, int) else tuple(value)
     whole = all(isinstance(end, int) for end in pair)
-    if not (len(pair) == 2 and whole and 0 <= pair[0] <= pair[1]):
-        raise InvalidValueError(name, value, "two whole numbers [low, high], 0 <= low <= high")
+    if not (len(pair) == 2 and whole and least <= pair[0] <= pair[1]):
+        allowed = f"two whole numbers [low, high], {least} <= low <= high"
+        raise InvalidValueError(name, value, allowed)
     return pair
 
 

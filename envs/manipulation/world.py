@@ -119,6 +119,12 @@ class World:
         self.model.geom_contype[geoms] = contype
         self.model.geom_conaffinity[geoms] = conaffinity
 
+    def latch(self, name: str, shut: bool) -> None:
+        """Hold a cover down, or let it be lifted."""
+        prop = self.props[name]
+        assert isinstance(prop, Cover), name
+        self.model.jnt_range[self.joint[name], 1] = 0.002 if shut else prop.rise
+
     def lift(self, name: str) -> float:
         """How far a cover has been lifted, or a button pressed (negative) [m]."""
         return float(self.data.qpos[self.address[name]])
