@@ -1,4 +1,4 @@
-"""A puck of unknown friction is to be pushed so that it slides onto a mark."""
+"""A puck of unknown friction is to be pushed so that it stops on a strip."""
 
 from collections.abc import Iterator
 
@@ -13,14 +13,14 @@ from engram.envs.manipulation.world import World
 FRICTION = (0.025, 0.06, 0.13)
 """Coefficients of the three kinds of puck; each puck's own is within 4 % of one of them."""
 SLIDE = 0.08
-"""How far beyond the bar the mark is: how far the puck has to slide [m]."""
+"""How far the puck has to slide from the bar to the middle of the strip [m]."""
 _GRAVITY = 9.81
 _START = 0.25
 _BAR = 0.335
 _THICK = 0.008
 _RADIUS = 0.022
 _HEIGHT = 0.012
-_HIT = 0.025
+_STRIP = (0.025, 0.08)
 _ROLL = 12
 """Steps from the bar to the judgement."""
 _PROBE = 0.3
@@ -30,14 +30,14 @@ _CRADLE = -0.25
 
 
 class FrictionProbe(Task):
-    """Find out how a puck slides, then push it onto the mark.
+    """Find out how a puck slides, then push it onto the white strip.
 
     After MemMimic's iterative pushing. A bar across the table stops the gripper and lets the puck
     through below it, so that the speed at the bar alone decides how far the puck slides. All pucks
-    of an episode have the same friction. The first push is a probe: there is no mark yet. 1.2 s
+    of an episode have the same friction. The first push is a probe: there is no strip yet. 1.2 s
     after the puck passed the bar it is taken away and a new one laid; `gap` steps later the lamp
-    turns green and the mark appears, 8 cm beyond where the bar stops the push. Each puck that
-    comes to rest within 2.5 cm of the mark is a hit. The first push after the probe is the first
+    turns green and the strip appears, its middle 8 cm beyond where the bar stops the push. Each
+    puck whose middle comes to rest on the strip, 5 cm wide and 16 cm long, is a hit. The first push after the probe is the first
     choice; any hit is success.
 
     The kinds of friction are so far apart that no speed suits two of them: chance is 1/3.
@@ -49,7 +49,7 @@ class FrictionProbe(Task):
     """
 
     instruction = (
-        "Push the puck once. When the lamp is green, push it so that it stops on the mark."
+        "Push the puck once. When the lamp is green, stop it on the strip."
     )
     facts = len(FRICTION)
     chance = 1 / len(FRICTION)
@@ -69,7 +69,13 @@ class FrictionProbe(Task):
                 priority=1,
             ),
             Prop("bar", size=(_THICK, 0.22, 0.022), rgb=(0.6, 0.6, 0.66)),
-            Prop("target", kind="mark", size=(0.025, 0.001), rgb=COLORS["white"], solid=False),
+            Prop(
+                "strip",
+                kind="mark",
+                size=(*_STRIP, 0.001),
+                rgb=COLORS["white"],
+                solid=False,
+            ),
             LAMP,
         )
 
@@ -89,8 +95,8 @@ class FrictionProbe(Task):
         signal(world, False)
 
     @property
-    def mark(self) -> np.ndarray:
-        """Where the puck shall stop [m]."""
+    def strip(self) -> np.ndarray:
+        """Middle of the strip [m]."""
         return np.array([_BAR - _THICK + _RADIUS + SLIDE, self.start[1]])
 
     def follow(self, world: World) -> None:
@@ -98,7 +104,7 @@ class FrictionProbe(Task):
         if self.probed is not None and not self.deciding:
             if self.time >= self.probed + self.gap:
                 self.decide("aim")
-                world.show("target", (*self.mark, 0.001))
+                world.show("strip", (*self.strip, 0.001))
                 signal(world, True)
         place = world.position("puck")
         if self.passed is None:
@@ -110,8 +116,8 @@ class FrictionProbe(Task):
         if self.probed is None:
             self.phase, self.probed = "gap", self.time
         elif self.deciding:
-            near = float(np.linalg.norm(place[:2] - self.mark)) <= _HIT
-            hit = near and world.speed("puck") < 0.02
+            on = bool(np.all(np.abs(place[:2] - self.strip) <= _STRIP))
+            hit = on and world.speed("puck") < 0.02
             self.choose(hit)
             self.pushed += 1
             self.succeeded = hit

@@ -32,14 +32,14 @@ class Prop:
     """One of KINDS."""
     rgb: RGB = GREY
     size: tuple[float, ...] = (0.02, 0.02, 0.02)
-    """Half sizes of its geometry as MJCF has them [m]."""
+    """Half sizes as MJCF has them [m]: 3 of a box, 2 of a cylinder, 1 of a sphere."""
     solid: bool = True
     """Whether it stops the gripper; a mark on the table or in the air does not."""
 
     @property
     def shape(self) -> str:
-        """MuJoCo's type of its geometry."""
-        return self.kind if self.kind in ("box", "sphere") else "cylinder"
+        """MuJoCo's type of its geometry, which the number of half sizes tells."""
+        return ("sphere", "cylinder", "box")[len(self.size) - 1]
 
     def geom(self, extra: str = "") -> str:
         """The geometry that is seen and touched."""
