@@ -74,6 +74,11 @@ class ButtonsInOrder(Task):
         self.down: set[str] = set()
         signal(world, False)
 
+    @property
+    def hints(self) -> int:
+        """As many as buttons, for each press."""
+        return self.length * len(self.buttons)
+
     def hidden(self) -> np.ndarray:
         """Which button comes when: a one-hot `[buttons]` per press, in a row, float32."""
         told = np.zeros((self.length, len(self.buttons)), dtype=np.float32)

@@ -37,8 +37,8 @@ class FrictionProbe(Task):
     of an episode have the same friction. The first push is a probe: there is no strip yet. 1.2 s
     after the puck passed the bar it is taken away and a new one laid; `gap` steps later the lamp
     turns green and the strip appears, its middle 8 cm beyond where the bar stops the push. Each
-    puck whose middle comes to rest on the strip, 5 cm wide and 16 cm long, is a hit. The first push after the probe is the first
-    choice; any hit is success.
+    puck whose middle comes to rest on the strip, 5 cm wide and 16 cm long, is a hit. The first push
+    after the probe is the first choice; any hit is success.
 
     The kinds of friction are so far apart that no speed suits two of them: chance is 1/3.
 
@@ -48,9 +48,7 @@ class FrictionProbe(Task):
         gap: Steps between probe and decision, drawn from this range.
     """
 
-    instruction = (
-        "Push the puck once. When the lamp is green, stop it on the strip."
-    )
+    instruction = "Push the puck once. When the lamp is green, stop it on the strip."
     facts = len(FRICTION)
     chance = 1 / len(FRICTION)
 

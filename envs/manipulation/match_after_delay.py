@@ -61,6 +61,11 @@ class MatchAfterDelay(Task):
         self.places = scatter(random, 4)
         self.middle = np.array([0.33, 0.0]) + random.uniform(-0.04, 0.04, 2)
 
+    @property
+    def hints(self) -> int:
+        """Three for the colour, one for each shape."""
+        return 3 + len(_SIZES)
+
     def hidden(self) -> np.ndarray:
         """The sample's colour, and its shape one-hot: `[6]` float32."""
         shape, color = self.pairs[self.fact]

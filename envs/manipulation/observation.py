@@ -50,7 +50,7 @@ class Senses:
         if self.objects:
             parts["objects"] = _numbers(len(task.props), FEATURES)
         if self.oracle:
-            parts["oracle"] = _numbers(len(task.hidden()))
+            parts["oracle"] = _numbers(task.hints)
         if self.instruction:
             parts["instruction"] = spaces.Box(0, 255, (WORDS,), dtype=np.uint8)
         return spaces.Dict(parts)

@@ -67,6 +67,11 @@ class PutBack(Task):
         world.show("block", (*self.places[self.fact], _HEIGHT))
         signal(world, False)
 
+    @property
+    def hints(self) -> int:
+        """Two coordinates."""
+        return 2
+
     def hidden(self) -> np.ndarray:
         """Where the block has to go, x and y [m]: `[2]` float32."""
         return self.places[self.fact].astype(np.float32)
@@ -95,7 +100,7 @@ class PutBack(Task):
     def _rests(world: World) -> bool:
         """Whether the block lies on the table and nobody touches it."""
         low = world.position("block")[2] < _HEIGHT + 0.005
-        return low and "block" not in world.touched and world.speed("block") < _STILL
+        return bool(low) and "block" not in world.touched and world.speed("block") < _STILL
 
     def script(self, world: World, fact: int) -> Iterator[Goal]:
         """Carry it over, wait above it, carry it back."""

@@ -104,8 +104,13 @@ class Task(abc.ABC):
     def script(self, world: World, fact: int) -> Iterator[Goal]:
         """Yield, step by step, where one who believes in a hidden fact wants the gripper."""
 
+    @property
+    def hints(self) -> int:
+        """Numbers in `hidden()`."""
+        return self.facts
+
     def hidden(self) -> np.ndarray:
-        """The hidden fact, for policies that are told: one-hot `[facts]` float32."""
+        """The hidden fact, for policies that are told: one-hot, `[hints]` float32."""
         told = np.zeros(self.facts, dtype=np.float32)
         told[self.fact] = 1
         return told

@@ -81,7 +81,7 @@ class World:
         self.settle()
 
     def show(
-        self, name: str, position: Sequence[float] | np.ndarray, rgb: RGB | None = None
+        self, name: str, position: Sequence[float | int] | np.ndarray, rgb: RGB | None = None
     ) -> None:
         """Put a prop somewhere, at rest, and colour it if told."""
         if name in self.jointed:
@@ -103,7 +103,7 @@ class World:
             self.model.geom_rgba[self.geoms[name], 3] = 0
             self.shown.remove(name)
 
-    def move(self, name: str, position: Sequence[float] | np.ndarray) -> None:
+    def move(self, name: str, position: Sequence[float | int] | np.ndarray) -> None:
         """Carry a shown prop elsewhere; its joint keeps its place."""
         assert name in self.shown, name
         self.data.mocap_pos[self.model.body_mocapid[self.body[name]]] = position
@@ -185,7 +185,7 @@ class World:
             self.pressed.update(n for n in self.buttons if self.lift(n) < -_DOWN)
         self.settle()
 
-    def _rest(self, name: str, position: Sequence[float] | np.ndarray) -> None:
+    def _rest(self, name: str, position: Sequence[float | int] | np.ndarray) -> None:
         """Bring the joint of a prop to rest: a block's at a position, another's where it began."""
         at, freedom = self.address[name], self.freedom[name]
         if isinstance(self.props[name], Block):
