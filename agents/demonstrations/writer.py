@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ class DemonstrationWriter:
         self.features, self.fps, self.robot_type = dict(features), fps, robot_type
         self.episodes_per_file = episodes_per_file
         self._lock: int | None = _locked(self.folder)
+        reference = weakref.ref(self)
+        # A child that outlives a killed writer, a simulator say, must not keep its lock.
+        os.register_at_fork(after_in_child=lambda: (writer := reference()) and writer._unlock())
         try:
             self._resume()
         except BaseException:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram.agents.demonstrations import DemonstrationWriter, Demonstrations, Episode, Feature
+from engram.agents.demonstrations import Demonstrations, DemonstrationWriter, Episode, Feature
 from engram.kernels.errors import DataError, InvalidValueError
 
 CAMERA = "observation.images.top"
@@ -109,7 +109,7 @@ def test_image_columns_and_matrices_are_kept(tmp_path):
     assert read.info["robot_type"] == "arm" and read.info["video_path"] is None
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     height=st.integers(2, 40),
