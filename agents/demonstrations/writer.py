@@ -68,8 +68,7 @@ class DemonstrationWriter:
         self.episodes_per_file = episodes_per_file
         self._lock: int | None = _locked(self.folder)
         reference = weakref.ref(self)
-        # A child that outlives a killed writer, a simulator say, must not keep its lock.
-        os.register_at_fork(after_in_child=lambda: (writer := reference()) and writer._unlock())
+        os.register_at_fork(after_in_child=lambda: (writer := reference()) and writer._abandon())
         try:
             self._resume()
         except BaseException:
@@ -202,6 +201,15 @@ class DemonstrationWriter:
                 self._unlock()
 
     def _unlock(self) -> None:
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Let go of the folder, but not for the parent that this process was forked from.
+
+        A child that outlives a killed writer, a simulator say, must not keep its lock.
+        """
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -208,13 +208,13 @@ def test_paths_that_lead_elsewhere(folder, template):
     path = folder / "meta/info.json"
     info = json.loads(path.read_text()) | {"data_path": template}
     path.write_text(json.dumps(info))
-    with pytest.raises(DataError, match="episode 0: .*path"):
+    with pytest.raises(DataError, match=r"episode 0: .*path"):
         Demonstrations(folder).read(0)
 
 
 def test_more_episodes_than_the_index_lists(folder, make):
     path = folder / "meta/info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"total_episodes": 6}))
-    with pytest.raises(DataError, match="episode 5: .* does not list it"):
+    with pytest.raises(DataError, match=r"episode 5: .* does not list it"):
         Demonstrations(folder)
     assert Demonstrations(folder, skip_damaged=True).count == 5

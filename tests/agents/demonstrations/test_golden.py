@@ -1,5 +1,6 @@
 """A data set that LeRobot 0.4.4 recorded (golden/make.py) is read and continued."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_numbers_and_images_are_what_lerobot_reads(expected):
     assert demonstrations.lengths.tolist() == [5, 3, 6]
     assert demonstrations.info["robot_type"] == "arm"
     keys = [key for key in expected if key not in ("task", "observation.images.top")]
-    for episode, (begins, ends) in enumerate(zip(BOUNDS, BOUNDS[1:], strict=False)):
+    for episode, (begins, ends) in enumerate(itertools.pairwise(BOUNDS)):
         read = demonstrations.read(episode, keys)
         for key in keys:
             theirs = expected[key][begins:ends]
@@ -37,7 +38,7 @@ def test_numbers_and_images_are_what_lerobot_reads(expected):
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
 def test_video_frames_are_what_lerobot_decodes(expected, order):
     demonstrations = Demonstrations(GOLDEN / "recorded")
-    for episode, (begins, ends) in enumerate(zip(BOUNDS, BOUNDS[1:], strict=False)):
+    for episode, (begins, ends) in enumerate(itertools.pairwise(BOUNDS)):
         frames = np.arange(ends - begins)[order]
         read = demonstrations.read(episode, ["observation.images.top"], frames)
         theirs = expected["observation.images.top"][begins:ends][order]
@@ -78,5 +79,5 @@ def test_it_is_continued(tmp_path, expected):
 def test_it_is_not_continued_as_another_robot(tmp_path):
     folder = tmp_path / "continued"
     shutil.copytree(GOLDEN / "recorded", folder)
-    with pytest.raises(InvalidValueError, match="robot_type is 'dog'; allowed: that of .*'arm'"):
+    with pytest.raises(InvalidValueError, match=r"robot_type is 'dog'; allowed: that of .*'arm'"):
         DemonstrationWriter(folder, features=Demonstrations(folder).features, robot_type="dog")

@@ -119,7 +119,7 @@ def test_a_data_set_is_continued_as_it_began(tmp_path, features, make, setting, 
 
 
 def test_two_writers_at_once(writer, features, tmp_path, make):
-    with pytest.raises(DataError, match="another writer has .* open"):
+    with pytest.raises(DataError, match=r"another writer has .* open"):
         DemonstrationWriter(writer.folder, features=features)
     writer.add(make(0))
     writer.close()
@@ -129,22 +129,28 @@ def test_two_writers_at_once(writer, features, tmp_path, make):
 
 def test_a_child_that_outlives_the_writer_does_not_keep_its_lock(tmp_path, features):
     writer = DemonstrationWriter(tmp_path / "data", features=features)
-    ours, theirs = os.pipe()
+    till_ready, ready = os.pipe()
+    till_done, done = os.pipe()
     child = os.fork()
     if not child:
-        os.close(theirs)
-        os.read(ours, 1)  # until the test closes its end
+        os.close(done)
+        os.write(ready, b"1")
+        os.read(till_done, 1)
         os._exit(0)
-    writer.close()
+    os.read(till_ready, 1)
+    assert writer._lock is not None
+    os.close(writer._lock)  # as the system does when it is killed
+    writer._lock = None
     DemonstrationWriter(tmp_path / "data", features=features).close()
-    os.close(theirs)
-    os.close(ours)
-    os.waitpid(child, 0)
+    os.close(done)
+    assert os.waitpid(child, 0)[1] == 0
+    for end in (till_ready, ready, till_done):
+        os.close(end)
 
 
 def test_a_folder_of_other_things(tmp_path, features):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(InvalidValueError, match="folder is .*; allowed: an empty one"):
+    with pytest.raises(InvalidValueError, match=r"folder is .*; allowed: an empty one"):
         DemonstrationWriter(tmp_path, features=features)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
@@ -154,7 +160,7 @@ def test_a_damaged_index_is_not_continued(tmp_path, recorded, features):
     shutil.copytree(recorded, folder)
     index = folder / "meta/episodes/chunk-000/file-001.parquet"
     index.write_bytes(index.read_bytes()[:-20])
-    with pytest.raises(DataError, match="episode 2: .*file-001.parquet is damaged"):
+    with pytest.raises(DataError, match=r"episode 2: .*file-001.parquet is damaged"):
         DemonstrationWriter(folder, features=features)
 
 
