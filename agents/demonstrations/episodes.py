@@ -56,7 +56,7 @@ class EpisodeTable:
                 raise DataError(f"{path} is damaged: episode {episode} has no task")
             if episode < self.count:
                 self._rows[episode] = (columns, row)
-        inside = pa_filter(table, self.count)
+        inside = _below(table, self.count)
         if len(inside):
             self._tables.append(inside)
 
@@ -120,7 +120,7 @@ class EpisodeTable:
             pa.parquet.write_table(pa.table(columns), file)
 
 
-def pa_filter(table: Any, count: int) -> Any:
+def _below(table: Any, count: int) -> Any:
     """Return the rows of episodes below `count`."""
     import pyarrow.compute
 

@@ -105,7 +105,7 @@ def not_finite(column: np.ndarray) -> int | None:
     """Return the first frame that holds NaN or infinity."""
     if column.dtype.kind != "f":
         return None
-    finite = np.isfinite(column).reshape(len(column), -1).all(1)
+    finite = np.isfinite(column).all(axis=tuple(range(1, column.ndim)))
     return None if finite.all() else int(finite.argmin())
 
 

@@ -90,9 +90,11 @@ def read_info(folder: Path) -> dict[str, Any]:
             f"{folder / INFO}: version of the data set is {version!r}; allowed: {VERSION!r} "
             "(LeRobot converts v2.1)"
         )
-    for name in ("total_episodes", "total_frames", "fps"):
-        if not isinstance(info.get(name), int) or info[name] < (name == "fps"):
+    for name in ("total_episodes", "total_frames"):
+        if not isinstance(info.get(name), int) or info[name] < 0:
             raise DataError(f"{folder / INFO} is damaged: {name} is {info.get(name)!r}")
+    if not isinstance(info.get("fps"), int | float) or info["fps"] <= 0:
+        raise DataError(f"{folder / INFO} is damaged: fps is {info.get('fps')!r}")
     return info
 
 
