@@ -12,7 +12,7 @@ from engram.kernels.errors import DataError, InvalidValueError
 from lerobot_policy_engram.memory_config import MemoryConfig
 from lerobot_policy_engram.remembering import RememberingPolicy
 
-POLICIES = ("act", "diffusion")
+POLICIES = ("act", "diffusion", "smolvla")
 """LeRobot's policies that a memory can be attached to; `engram_<name>` is the policy with one."""
 
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.act.configuration_act import ACTConfig
+
 from lerobot_policy_engram.memory_config import MemoryConfig
-from lerobot_policy_engram.remembering import RememberingConfig
+from lerobot_policy_engram.remembering_config import RememberingConfig
 
 
 @PreTrainedConfig.register_subclass("engram_act")

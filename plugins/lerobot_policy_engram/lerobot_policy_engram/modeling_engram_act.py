@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import torch
 from einops import rearrange
+from lerobot.policies.act.modeling_act import ACTPolicy
+from lerobot.utils.constants import OBS_ENV_STATE, OBS_STATE
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from lerobot.policies.act.modeling_act import ACTPolicy
-from lerobot.utils.constants import OBS_ENV_STATE, OBS_STATE
 from lerobot_policy_engram.configuration_engram_act import EngramACTConfig
 from lerobot_policy_engram.remembering import RememberingPolicy
 

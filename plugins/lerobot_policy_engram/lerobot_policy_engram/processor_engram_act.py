@@ -1,4 +1,4 @@
-"""ACT's processors, under the name by which LeRobot looks for those of `engram_act`."""
+"""The processors of `engram_act`, which are those of `act`."""
 
 from typing import Any
 
@@ -8,5 +8,5 @@ from lerobot.policies.act.processor_act import make_act_pre_post_processors
 def make_engram_act_pre_post_processors(
     config: Any, dataset_stats: dict[str, dict[str, Any]] | None = None
 ) -> tuple[Any, Any]:
-    """Return what normalises a batch and what undoes it for an action; windows pass as frames do."""
+    """Return what normalises a batch, windows as frames, and what undoes it for actions."""
     return make_act_pre_post_processors(config, dataset_stats=dataset_stats)

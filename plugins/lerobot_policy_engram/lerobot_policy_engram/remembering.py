@@ -1,6 +1,5 @@
 """What a memory changes in a LeRobot policy, whichever policy it is."""
 
-import copy
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,37 +15,9 @@ from torch import Tensor
 from engram.kernels.errors import DataError, InvalidValueError, one_line
 from lerobot_policy_engram.frames import evaluating, window_starts
 from lerobot_policy_engram.gated_memory import GatedMemory
-from lerobot_policy_engram.memory_config import MemoryConfig
 
 PREFIX = "engram."
 """What the names of the memory's weights begin with, in a policy and in its checkpoint."""
-
-
-class RememberingConfig:
-    """The part of a configuration that a memory adds; it comes before the policy's own class."""
-
-    memory: MemoryConfig
-    n_obs_steps: int
-
-    def __post_init__(self) -> None:
-        """Check the memory's settings with the policy's own."""
-        super().__post_init__()  # type: ignore[misc]
-        self.memory.check(self.n_obs_steps)
-
-    @property
-    def observation_delta_indices(self) -> list[int]:
-        """The window of frames that a training sample brings, the present one last."""
-        return list(range(1 - self.memory.window, 1))
-
-    def frame_config(self) -> Any:
-        """Return the configuration of the policy without memory: its samples are single frames.
-
-        A dataset built with it serves `EpisodeChunkSampler` and `forward_chunk`.
-        """
-        (plain,) = [base for base in type(self).__bases__ if base is not RememberingConfig]
-        config = plain.__new__(plain)
-        config.__dict__.update({k: v for k, v in vars(self).items() if k != "memory"})
-        return copy.deepcopy(config)
 
 
 class RememberingPolicy:
@@ -103,6 +74,12 @@ class RememberingPolicy:
     def action_queue(self) -> deque[Tensor] | None:
         """Return the planned actions, each `[B, A]`; None where plans are not queued."""
         raise NotImplementedError
+
+    def plan(self, batch: dict[str, Any]) -> Tensor:
+        """Return a plan `[B, n, A]` of every row, without queueing it."""
+        # A copy: some policies convert the units of a batch in place.
+        copied = {k: v.clone() if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return super().predict_action_chunk(copied)  # type: ignore[misc]
 
     def begin_rows(self, rows: Bool[Tensor, " B"], batch: dict[str, Any]) -> None:
         """Forget what else the policy keeps of the past of some rows."""
@@ -179,7 +156,7 @@ class RememberingPolicy:
         assert queue is not None
         if not queue:
             return  # all rows are planned anyway
-        chunk = self.predict_action_chunk(dict(batch))
+        chunk = self.plan(batch)
         for ahead, planned in enumerate(list(queue)):
             queue[ahead] = torch.where(rows[:, None], chunk[:, ahead], planned)
 
@@ -267,8 +244,8 @@ class RememberingPolicy:
             missing = set(missing) - ours
         if missing or unexpected:
             raise DataError(
-                f"checkpoint {model_file} lacks {sorted(missing)[:3]} and has {sorted(unexpected)[:3]}"
-                f" of {cls.__name__}'s weights; allowed: all of them and no others"
+                f"checkpoint {model_file} lacks {sorted(missing)[:3]} and has "
+                f"{sorted(unexpected)[:3]}; allowed: the weights of {cls.__name__}, no others"
             )
         return model
 
