@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engram.kernels.errors import InvalidValueError, one_line
@@ -92,13 +92,12 @@ def presets() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
-def _preset(name: str) -> DictConfig:
+def _preset(name: str) -> Any:
     if name not in presets():
         allowed = [*presets(), "the dotted path of a SequenceMemory"]
         raise InvalidValueError("policy.memory.name", name, allowed)
     text = (resources.files("engram.configs") / "memory" / f"{name}.yaml").read_text()
     tree = OmegaConf.create(text)
-    assert isinstance(tree, DictConfig)
     OmegaConf.set_struct(tree, True)  # a key that the file lacks is refused
     return tree
 
