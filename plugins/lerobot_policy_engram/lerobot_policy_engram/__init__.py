@@ -1,6 +1,6 @@
 """Memories for LeRobot policies. Importing this registers the policies with LeRobot."""
 
-from lerobot_policy_engram.attach import attach_memory, load_policy
+from lerobot_policy_engram.attach import attach_memory, attach_to_checkpoint, load_policy
 from lerobot_policy_engram.chunks import EpisodeChunkSampler, chunk_starts
 from lerobot_policy_engram.configuration_engram_act import EngramACTConfig
 from lerobot_policy_engram.configuration_engram_diffusion import EngramDiffusionConfig
@@ -14,6 +14,7 @@ __all__ = [
     "EpisodeChunkSampler",
     "MemoryConfig",
     "attach_memory",
+    "attach_to_checkpoint",
     "chunk_starts",
     "load_policy",
 ]

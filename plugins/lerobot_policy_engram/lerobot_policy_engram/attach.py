@@ -1,6 +1,7 @@
 """A memory for a policy that exists."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,38 @@ def attach_memory(policy: PreTrainedPolicy, config: MemoryConfig | None = None) 
     return policy
 
 
+def attach_to_checkpoint(
+    source: Path | str, target: Path | str, config: MemoryConfig | None = None
+) -> None:
+    """Give the policy of a checkpoint a memory; `lerobot-train --policy.path=target` trains it on.
+
+    Args:
+        source: The folder of a policy without memory, its processors included.
+        target: The folder to write, which must not exist.
+        config: The memory; a GRU unless given.
+
+    Raises:
+        DataError: If there is no policy in `source`, or `target` exists.
+        InvalidValueError: As `attach_memory` does.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists():
+        raise DataError(f"{target} exists; allowed: a new folder")
+    saved = _saved_config(source)
+    policy = get_policy_class(saved.type).from_pretrained(source, config=saved, strict=True)
+    attach_memory(policy, config)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        for file in source.glob("policy_*"):  # the processors, with the statistics of the data
+            shutil.copy(file, partial)
+        policy.save_pretrained(partial)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def load_policy(path: Path | str, **kwargs: Any) -> PreTrainedPolicy:
     """Load a policy that `save_pretrained` wrote, whatever its kind, in evaluation mode.
 
@@ -59,10 +92,14 @@ def load_policy(path: Path | str, **kwargs: Any) -> PreTrainedPolicy:
     Raises:
         DataError: If the folder or a weight is missing, or the file is damaged.
     """
-    if not (Path(path) / "config.json").is_file():
-        raise DataError(f"checkpoint {path} has no config.json")
-    config = PreTrainedConfig.from_pretrained(path)
+    config = _saved_config(Path(path))
     policy = get_policy_class(config.type)
     if not issubclass(policy, RememberingPolicy):
         raise InvalidValueError("type", config.type, [f"engram_{name}" for name in POLICIES])
     return policy.from_pretrained(path, config=config, **kwargs)
+
+
+def _saved_config(folder: Path) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise DataError(f"checkpoint {folder} has no config.json")
+    return PreTrainedConfig.from_pretrained(folder)

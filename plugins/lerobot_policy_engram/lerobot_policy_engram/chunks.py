@@ -97,6 +97,4 @@ def _check_whole(episode: int, frame: Int[Tensor, " n"]) -> None:
     wrong = (frame != torch.arange(len(frame))).nonzero().flatten()
     if len(wrong):
         at = int(wrong[0])
-        raise DataError(
-            f"episode {episode}: frame {int(frame[at])} follows {at - 1}; allowed: {at}"
-        )
+        raise DataError(f"episode {episode}: frame {at} is number {int(frame[at])}; allowed: {at}")

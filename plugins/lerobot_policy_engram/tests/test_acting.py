@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_every_frame_is_written_while_planned_actions_are_left(policy: Any, obse
         planned.append(len(policy.action_queue()))
     assert planned == [2, 1, 0, 2, 1, 0, 2]  # three actions a plan: most calls only wrote
     assert len(heard) == len(observations)
-    assert all((new != old).any(1).all() for old, new in zip(heard, heard[1:], strict=False))
+    assert all((new != old).any(1).all() for old, new in pairwise(heard))
 
 
 def test_acting_reads_what_learning_reads(
