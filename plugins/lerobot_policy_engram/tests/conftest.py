@@ -122,6 +122,8 @@ def settings(kind: str, request: pytest.FixtureRequest) -> dict[str, Any]:
             **features(64),  # smaller ones leave one cell of the feature map, and no keypoints
             "horizon": 8,
             "n_action_steps": 3,
+            "pretrained_backbone_weights": None,
+            "use_group_norm": True,
             "down_dims": (16, 32),
             "n_groups": 4,
             "crop_shape": (60, 60),

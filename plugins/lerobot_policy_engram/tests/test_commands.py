@@ -31,6 +31,8 @@ TINY = {
         "--policy.horizon=8",
         "--policy.n_action_steps=3",
         "--policy.drop_n_last_frames=2",
+        "--policy.pretrained_backbone_weights=null",
+        "--policy.use_group_norm=true",
         "--policy.down_dims=[16,32]",
         "--policy.n_groups=4",
         "--policy.num_train_timesteps=4",
@@ -47,7 +49,6 @@ def arguments(root: Path, out: Path, steps: int = 2) -> list[str]:
         "--batch_size=3",
         "--num_workers=0",
         "--save_freq=2",
-        "--eval_freq=0",
         "--policy.device=cpu",
         "--policy.push_to_hub=false",
     ]
