@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from engram.envs.ballet import Ballet
     from engram.envs.chain import ChainBit
     from engram.envs.concentration import Concentration
+    from engram.envs.manipulation.batched import Manipulation
     from engram.envs.maniskill import ManiSkill
     from engram.envs.masked_mujoco import MaskedMujoco
     from engram.envs.repeat import RepeatFirst, RepeatPrevious
@@ -25,6 +26,7 @@ __all__ = [
     "Concentration",
     "GymnasiumEnv",
     "ManiSkill",
+    "Manipulation",
     "MaskedMujoco",
     "RepeatFirst",
     "RepeatPrevious",

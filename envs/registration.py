@@ -7,6 +7,7 @@ ENVIRONMENTS = {
     "ChainBit": "engram.envs.chain",
     "Concentration": "engram.envs.concentration",
     "ManiSkill": "engram.envs.maniskill",
+    "Manipulation": "engram.envs.manipulation.batched",
     "MaskedMujoco": "engram.envs.masked_mujoco",
     "RepeatFirst": "engram.envs.repeat",
     "RepeatPrevious": "engram.envs.repeat",

@@ -61,6 +61,16 @@ def banded_attention(
     return rearrange(y, "B n H q E -> B (n q) H E")[:, :steps]
 
 
+def attend(
+    q: Float[Tensor, "*n C D"], k: Float[Tensor, "*n N D"], v: Float[Tensor, "*n N E"]
+) -> Float[Tensor, "*n C E"]:
+    """Attend to all keys: softmax(q·kᵀ/√D) v."""
+    if q.device.type == "cpu" and v.dtype == torch.bfloat16:
+        # torch's fused kernel takes ten times as long there, backwards.
+        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 def finite_past(
     past: Float[Tensor, "B P *rest"], age: Int[Tensor, " B"]
 ) -> Float[Tensor, "B P *rest"]:

@@ -34,7 +34,7 @@ def test_every_memory_trains(memory: str) -> None:
     ],
 )
 def test_every_environment_trains(env: str, tmp_path: Path, monkeypatch: Any) -> None:
-    packages = {"masked_mujoco": "mujoco", "warp_mujoco": "mujoco_warp"}
+    packages = {"manipulation": "mink", "masked_mujoco": "mujoco", "warp_mujoco": "mujoco_warp"}
     if env in packages:
         pytest.importorskip(packages[env], reason="needs an extra")
     monkeypatch.chdir(tmp_path)  # the simulator writes its log where it runs

@@ -1,6 +1,7 @@
 """The laws that every sequence memory obeys; a new memory joins by one line in MEMORIES."""
 
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,17 +14,42 @@ from engram.memory.sequence import (
     GRU,
     HCAM,
     LSTM,
+    Bank,
     Block,
     Chain,
     GTrXL,
     Memo,
     NoMemory,
+    OverVectors,
     SequenceMemory,
     Window,
     stack,
 )
+from engram.memory.sequence.bank_consolidation import (
+    AdjacentMerge,
+    LeastUsed,
+    Oldest,
+    counted_time,
+    mean_time,
+)
+from engram.memory.sequence.bank_retrieval import AddFusion, RelativeTime
 
 D = 8
+
+
+def bank(tokens: int = 3, cognitive_tokens: int = 1, **settings: Any) -> OverVectors:
+    """A small bank of both streams, of vectors."""
+    settings = {"capacity": 4, "heads": 2, "layers": 1} | settings
+    return OverVectors(
+        D,
+        memory=partial(Bank, **settings),
+        tokens=tokens,
+        width=4,
+        cognitive_tokens=cognitive_tokens,
+        cognitive_width=6,
+    )
+
+
 MEMORIES = {
     "none": lambda: NoMemory(D),
     "gru": lambda: GRU(D, 6),
@@ -37,6 +63,18 @@ MEMORIES = {
     "memo": lambda: Memo(D, layers=2, heads=2, segment=5, summary=2, capacity=3),
     "memo_replace": lambda: Memo(D, layers=1, heads=2, segment=3, summary=2, replace=True),
     "memo_every_step": lambda: Memo(D, layers=1, heads=2, segment=1, summary=1, capacity=2),
+    "bank": lambda: bank(layers=2),
+    "bank_counted": lambda: bank(consolidation=AdjacentMerge(counted=True, time=counted_time)),
+    "bank_fused": lambda: bank(write_fused=True, read_self=True, gradient_writes=2),
+    "bank_through_time": lambda: bank(
+        gradient_writes=None, consolidation=AdjacentMerge(time=mean_time)
+    ),
+    "bank_three_writes": lambda: bank(gradient_writes=3),
+    "bank_least_used": lambda: bank(consolidation=LeastUsed(), gradient_writes=1),
+    "bank_oldest": lambda: bank(consolidation=Oldest(), time_code=RelativeTime, fusion=AddFusion),
+    "bank_together": lambda: bank(together=True, gradient_writes=None, heads=1),
+    "bank_perceptual": lambda: bank(cognitive_tokens=0, capacity=2, read_self=True),
+    "bank_cognitive": lambda: bank(tokens=0, consolidation=LeastUsed(), write_fused=True),
     "block": lambda: Block(LSTM(D, 6)),
     "chain": lambda: Chain(GRU(D, D), Window(D, window=3, heads=2), LSTM(D, 5)),
     "stack": lambda: stack(

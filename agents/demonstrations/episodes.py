@@ -1,0 +1,127 @@
+"""The index of a data set: which frames of which files each episode has."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engram.agents.demonstrations import layout
+from engram.agents.demonstrations.columns import arrow
+from engram.agents.demonstrations.statistics import Statistics
+from engram.kernels.errors import DataError
+
+
+class EpisodeTable:
+    """The rows of `meta/episodes`, one per episode; rows of no complete episode are left out.
+
+    Damage is collected, not raised: the other episodes can still be used.
+
+    Args:
+        folder: The data set.
+        info: Its `meta/info.json`.
+    """
+
+    def __init__(self, folder: Path, info: dict[str, Any]):
+        self.folder, self.count = folder, info["total_episodes"]
+        self.damage: dict[int, str] = {}
+        """What is wrong, by episode."""
+        self._chunks_size = info.get("chunks_size", layout.FILES_IN_CHUNK)
+        self._rows: dict[int, tuple[dict[str, list[Any]], int]] = {}
+        self._tables: list[Any] = []
+        broken = []
+        for path in sorted((folder / "meta/episodes").glob("*/*.parquet")) if self.count else ():
+            try:
+                self._include(path)
+            except DataError as error:
+                broken.append(str(error))
+        for episode in range(self.count):
+            if episode not in self._rows:
+                why = broken[0] if broken else f"{folder / 'meta/episodes'} does not list it"
+                self.damage[episode] = f"episode {episode}: {why}"
+
+    def _include(self, path: Path) -> None:
+        table = layout.read_table(path)
+        needed = {"episode_index", "tasks", "length", "data/chunk_index", "data/file_index"}
+        if lacking := sorted(needed - set(table.column_names)):
+            raise DataError(f"{path} is damaged: it lacks {', '.join(lacking)}")
+        plain = [name for name in table.column_names if not name.startswith("stats/")]
+        columns = table.select(plain).to_pydict()
+        for row, episode in enumerate(columns["episode_index"]):
+            length, tasks = columns["length"][row], columns["tasks"][row]
+            if episode in self._rows:
+                raise DataError(f"{path} is damaged: it lists episode {episode} again")
+            if not isinstance(episode, int) or not isinstance(length, int) or length < 1:
+                raise DataError(f"{path} is damaged: episode {episode} has {length} frames")
+            if not tasks:
+                raise DataError(f"{path} is damaged: episode {episode} has no task")
+            if episode < self.count:
+                self._rows[episode] = (columns, row)
+        inside = pa_filter(table, self.count)
+        if len(inside):
+            self._tables.append(inside)
+
+    def get(self, episode: int, name: str) -> Any:
+        """Return what the index says of an episode.
+
+        Raises:
+            DataError: If it says nothing.
+        """
+        if episode in self.damage:
+            raise DataError(self.damage[episode])
+        columns, row = self._rows[episode]
+        if name not in columns or columns[name][row] is None:
+            raise DataError(f"episode {episode}: {self.folder / 'meta/episodes'} lacks {name}")
+        return columns[name][row]
+
+    def file(self, episode: int, kind: str) -> tuple[int, int]:
+        """Return (chunk, number) of the file of an episode; `kind` as "data" or "videos/<key>"."""
+        return self.get(episode, f"{kind}/chunk_index"), self.get(episode, f"{kind}/file_index")
+
+    @property
+    def next_file(self) -> int:
+        """The first number that no file of the data set has, chunks counted through."""
+        numbers = [-1]
+        for columns, row in self._rows.values():
+            for name in columns:
+                if name.endswith("/chunk_index"):
+                    kind = name.removesuffix("/chunk_index")
+                    chunk, number = columns[name][row], columns[f"{kind}/file_index"][row]
+                    numbers.append(chunk * self._chunks_size + number)
+        return max(numbers) + 1
+
+    def statistics(self) -> list[dict[str, Statistics]]:
+        """Return the statistics of every column of every episode, as far as they are stored."""
+        found = []
+        for table in self._tables:
+            names = [name for name in table.column_names if name.startswith("stats/")]
+            for row in table.select(names).to_pylist():
+                episode: dict[str, Statistics] = {}
+                for name, value in row.items():
+                    _, key, statistic = name.split("/")
+                    episode.setdefault(key, {})[statistic] = np.array(value)
+                found.append(episode)
+        return found
+
+    def raise_damage(self) -> None:
+        """Raise the first damage.
+
+        Raises:
+            DataError: If there is any.
+        """
+        for message in self.damage.values():
+            raise DataError(message)
+
+    @staticmethod
+    def write(path: Path, rows: list[dict[str, Any]]) -> None:
+        """Write a file of the index."""
+        pa = arrow()
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        with layout.whole_file(path) as file:
+            pa.parquet.write_table(pa.table(columns), file)
+
+
+def pa_filter(table: Any, count: int) -> Any:
+    """Return the rows of episodes below `count`."""
+    import pyarrow.compute
+
+    return table.filter(pyarrow.compute.field("episode_index") < count)

@@ -1,0 +1,225 @@
+"""Behaviour cloning with a memory: episodes in, a policy out, resumable at every update."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from engram.agents import checkpoint
+from engram.agents.imitation_batches import Batch, Batches, Frames
+from engram.agents.seeds import derive
+from engram.agents.training import DivergedError, Report
+from engram.kernels.errors import DataError, InvalidValueError
+from engram.memory import state as states
+from engram.policies.recollection import Recollection
+from engram.policies.vla import VLA, Remembered
+
+
+@dataclass(frozen=True)
+class ImitationSettings:
+    """How a policy is cloned."""
+
+    updates: int = 2000
+    """Gradient steps."""
+    learning_rate: float = 1e-3
+    """Highest; it rises over `warmup` updates and falls to a tenth on a cosine."""
+    warmup: int = 100
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    """Largest norm of a gradient."""
+    moments: int = 64
+    """Frames of a batch whose actions are learnt; the memory reads all frames."""
+    repeats: int = 2
+    """Draws of noise per moment."""
+    decision: float = 4.0
+    """How much likelier a frame is drawn where the action depends on what is remembered."""
+    ema: float = 0.99
+    """Decay of the average of weights that acts in evaluation."""
+    bfloat16: bool = False
+    """Mixed precision in the losses; several times faster where the processor computes in it."""
+
+    def __post_init__(self) -> None:
+        """Check every number.
+
+        Raises:
+            InvalidValueError: If one cannot work.
+        """
+        for name in ("updates", "moments", "repeats"):
+            if getattr(self, name) < 1:
+                raise InvalidValueError(f"imitation.{name}", getattr(self, name), "1 or more")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidValueError(f"imitation.{name}", getattr(self, name), "above 0")
+        for name in ("weight_decay", "decision", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidValueError(f"imitation.{name}", getattr(self, name), "0 or more")
+        if not 0 <= self.ema < 1:
+            raise InvalidValueError("imitation.ema", self.ema, "0 or more, less than 1")
+
+
+class Imitation:
+    """One policy that learns from demonstrations.
+
+    Args:
+        policy: Who learns.
+        recollection: The losses that teach the memory.
+        batches: Where demonstrations come from.
+        settings: How.
+        seed: The integer that every random choice of the run flows from.
+    """
+
+    def __init__(
+        self,
+        policy: VLA,
+        recollection: Recollection,
+        batches: Batches,
+        settings: ImitationSettings,
+        *,
+        seed: int,
+    ):
+        self.policy, self.recollection, self.batches = policy, recollection, batches
+        self.settings = settings
+        self.device = policy.scale.low.device
+        # The average is of all but buffers, which never change.
+        self.average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        self.average.requires_grad_(False)
+        self.parameters = [*policy.parameters(), *recollection.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-6
+        )
+        self.generator = torch.Generator(self.device).manual_seed(derive(seed, "imitate"))
+        self.memory = policy.memory.initial_state(batches.rows)
+        self.updates = 0
+        self.seconds = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all updates were made."""
+        return self.updates >= self.settings.updates
+
+    @property
+    def actor(self) -> VLA:
+        """The average of the policies so far: the one that acts."""
+        policy = self.average.module
+        assert isinstance(policy, VLA)
+        return policy.eval()
+
+    def iterate(self) -> Report:
+        """Learn from one batch.
+
+        Returns:
+            Updates and seconds so far, frames of this update, and every loss.
+
+        Raises:
+            DivergedError: If a loss is not finite; the weights then stay as they were.
+        """
+        began = time.perf_counter()
+        batch = self.batches.next()
+        frames: Frames = states.tree_map(lambda part: part.to(self.device), batch.frames)
+        self.policy.train()
+        mixed = self.settings.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+            losses = self._losses(batch, frames)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        report = {name: float(loss.detach()) for name, loss in losses.items()}
+        for name, value in report.items():
+            if not math.isfinite(value):
+                raise DivergedError(name, value, self.updates)
+        self.optimizer.zero_grad()
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        self.optimizer.step()
+        self.average.update_parameters(self.policy)
+        self.updates += 1
+        self.seconds += time.perf_counter() - began
+        return {
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "frames": frames.start.numel(),
+            "gradient_norm": float(norm),
+            **report,
+        }
+
+    def _losses(self, batch: Batch, frames: Frames) -> dict[str, Tensor]:
+        memory = self.memory
+        if not batch.carried:
+            memory = self.policy.memory.initial_state(frames.start.shape[1])
+        remembered, memory = self.policy(frames.sight, memory, frames.start)
+        self.memory = states.snapshot(memory)
+        real = frames.real.flatten(0, 1)  # [T B, C]
+        chance = real[:, 0] * (1 + self.settings.decision * frames.decision.flatten())
+        drawn = torch.multinomial(
+            chance, self.settings.moments, replacement=True, generator=self.generator
+        )
+        moments: Remembered = states.tree_map(lambda x: x.flatten(0, 1)[drawn], remembered)
+        action, real = frames.action.flatten(0, 1)[drawn], real[drawn]
+        error = self.policy.loss(
+            moments, action, generator=self.generator, repeats=self.settings.repeats
+        )
+        return {
+            "action": torch.where(real, error, 0.0).sum() / real.sum(),
+            **self.recollection(
+                remembered.fused, frames.sight, frames.cue, frames.start, self.generator
+            ),
+        }
+
+    def _rate(self) -> float:
+        settings = self.settings
+        warm = min(1.0, (self.updates + 1) / max(settings.warmup, 1))
+        share = min(1.0, self.updates / settings.updates)
+        return settings.learning_rate * warm * (0.55 + 0.45 * math.cos(math.pi * share))
+
+    def save(self, path: Path, facts: dict[str, Any]) -> None:
+        """Write everything that decides how the run goes on."""
+        facts = {**facts, "updates": self.updates, "seconds": self.seconds}
+        checkpoint.write(path, self._tensors(), facts)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Continue exactly where `save` left off; return the facts of the file.
+
+        Raises:
+            DataError: If the file is damaged or belongs to another policy or other
+                demonstrations; the run then stays as it was.
+        """
+        tensors, facts = checkpoint.read(path, self.device)
+        for name, kind in (("updates", int), ("seconds", float)):
+            if not isinstance(facts.get(name), kind):
+                raise DataError(
+                    f"checkpoint {path}: {name} is {facts.get(name)!r}; allowed: {kind}"
+                )
+        for name in ("policy", "average", "recollection"):
+            wanted = getattr(self, name).state_dict()
+            checkpoint.check(checkpoint.part(tensors, name), wanted, path)
+        for name in ("policy", "average", "recollection"):
+            getattr(self, name).load_state_dict(checkpoint.part(tensors, name))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.part(tensors, "optimizer").items():
+            index, key = name.split(".", 1)
+            moments.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.generator.set_state(tensors["random"].cpu())
+        self.batches.load(checkpoint.part(tensors, "batches"))
+        self.memory = states.unflatten(checkpoint.part(tensors, "memory"), self.memory)
+        self.updates, self.seconds = facts["updates"], facts["seconds"]
+        return facts
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parts: dict[str, dict[str, Tensor]] = {
+            "policy": self.policy.state_dict(),
+            "average": self.average.state_dict(),
+            "recollection": self.recollection.state_dict(),
+            "batches": self.batches.tensors(),
+            "memory": states.flatten(self.memory),
+        }
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            parts[f"optimizer.{index}"] = moments
+        named = {f"{part}.{k}": v for part, each in parts.items() for k, v in each.items()}
+        return named | {"random": self.generator.get_state()}

@@ -1,0 +1,172 @@
+"""Batches of demonstrations for cloning with memory, and the source that streams episodes."""
+
+import abc
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from engram.kernels.errors import InvalidValueError
+from engram.memory import state as states
+from engram.policies.perception import Sight
+
+
+class Demonstration(NamedTuple):
+    """One episode of T frames."""
+
+    sight: Sight
+    """What was seen, `[T, ...]`."""
+    action: Float[Tensor, "T A"]
+    """What was done."""
+    cue: Float[Tensor, "T Q"]
+    """What must be remembered, where the recording says so: of size 0 elsewhere."""
+    shown: Float[Tensor, " T"]
+    """1 while it is in view, where the recording says so; else 0."""
+    decision: Float[Tensor, " T"]
+    """1 where the action depends on it, where the recording says so; else 0."""
+
+
+class Frames(NamedTuple):
+    """Frames of demonstrations, with any number of axes before those named here."""
+
+    sight: Sight
+    action: Float[Tensor, "*n C A"]
+    """What was done at a frame and the C − 1 after it."""
+    real: Bool[Tensor, "*n C"]
+    """Which of these lie within the episode; padding is never real."""
+    cue: Float[Tensor, "*n Q"]
+    decision: Float[Tensor, "*n"]
+    start: Bool[Tensor, "*n"]
+    """Where the memory begins."""
+
+
+class Batch(NamedTuple):
+    """T frames of B rows; padding, where there is any, comes last."""
+
+    frames: Frames
+    """`[T, B, ...]`."""
+    carried: bool
+    """Whether row b goes on where row b of the batch before ended."""
+
+
+class Batches(abc.ABC):
+    """An endless source of batches.
+
+    Args:
+        episodes: Demonstrations, all of one layout.
+        rows: B.
+        chunk: C.
+        seed: Of the order.
+    """
+
+    def __init__(self, episodes: list[Demonstration], *, rows: int, chunk: int, seed: int):
+        if not episodes:
+            raise InvalidValueError("episodes", 0, "one or more demonstrations")
+        for name, value in (("rows", rows), ("chunk", chunk)):
+            if value < 1:
+                raise InvalidValueError(name, value, "1 or more")
+        self.episodes, self.rows, self.chunk = episodes, rows, chunk
+        self.generator = torch.Generator().manual_seed(seed)
+        self.order: list[int] = []
+
+    @abc.abstractmethod
+    def next(self) -> Batch:
+        """Return the next batch."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name what decides which batches come next."""
+        order = torch.tensor(self.order, dtype=torch.int64)
+        return {"random": self.generator.get_state(), "order": order}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on where `tensors` were taken."""
+        self.generator.set_state(tensors["random"].cpu())
+        self.order = tensors["order"].tolist()
+
+    def _draw(self) -> int:
+        """Return an episode; all come once before any comes again."""
+        if not self.order:
+            self.order = torch.randperm(len(self.episodes), generator=self.generator).tolist()
+        return self.order.pop()
+
+    def _take(self, index: int, frames: Int[Tensor, " T"]) -> Frames:
+        """Return frames of an episode; the memory begins with the first of them.
+
+        Actions past the end repeat the last one and are not real; none is of another place.
+        """
+        episode = self.episodes[index]
+        ahead = frames[:, None] + torch.arange(self.chunk)
+        length = len(episode.action)
+        assert int(frames.min()) >= 0 and int(frames.max()) < length, frames
+        return Frames(
+            states.tree_map(lambda part: part[frames], episode.sight),
+            episode.action[ahead.clamp(max=length - 1)],
+            ahead < length,
+            episode.cue[frames],
+            episode.decision[frames],
+            torch.arange(len(frames)) == 0,
+        )
+
+
+class Streaming(Batches):
+    """Rows play episodes from their first frame to their last, one after another, in T frames.
+
+    Nothing is padded, and no frame is left out. The memory of a row is carried, detached, from
+    batch to batch: gradients are cut after T frames, memory is not.
+
+    Args:
+        episodes: Demonstrations.
+        rows: B.
+        steps: T.
+        chunk: C.
+        seed: Of the order.
+    """
+
+    def __init__(
+        self, episodes: list[Demonstration], *, rows: int, steps: int, chunk: int, seed: int
+    ):
+        super().__init__(episodes, rows=rows, chunk=chunk, seed=seed)
+        if steps < 1:
+            raise InvalidValueError("steps", steps, "1 or more")
+        self.steps = steps
+        self.playing = [-1] * rows  # no episode yet
+        self.place = [0] * rows
+        self.first = True
+
+    def next(self) -> Batch:
+        """Return the next T frames of every row."""
+        rows = [self._row(row) for row in range(self.rows)]
+        carried, self.first = not self.first, False
+        return Batch(states.tree_map(lambda *each: torch.stack(each, 1), *rows), carried)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name what decides which batches come next."""
+        return super().tensors() | {
+            "playing": torch.tensor(self.playing, dtype=torch.int64),
+            "place": torch.tensor(self.place, dtype=torch.int64),
+            "first": torch.tensor(self.first),
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on where `tensors` were taken."""
+        super().load(tensors)
+        self.playing, self.place = tensors["playing"].tolist(), tensors["place"].tolist()
+        self.first = bool(tensors["first"])
+
+    def _row(self, row: int) -> Frames:
+        pieces = []
+        missing = self.steps
+        while missing:
+            if self.playing[row] < 0:
+                self.playing[row], self.place[row] = self._draw(), 0
+            index, begin = self.playing[row], self.place[row]
+            length = len(self.episodes[index].action)
+            end = min(begin + missing, length)
+            frames = torch.arange(begin, end)
+            pieces.append(self._take(index, frames)._replace(start=frames == 0))
+            missing -= end - begin
+            self.place[row] = end
+            if end == length:
+                self.playing[row] = -1
+        return states.tree_map(lambda *each: torch.cat(each), *pieces)

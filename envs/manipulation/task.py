@@ -1,0 +1,138 @@
+"""What a manipulation task is: its props, its course, its hidden fact and who solved it."""
+
+import abc
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from engram.envs.manipulation.scene import Prop
+from engram.envs.manipulation.world import World
+from engram.kernels.errors import InvalidValueError
+
+Range = tuple[int, int]
+"""The fewest and the most of something, both included."""
+
+
+class Goal(NamedTuple):
+    """Where a scripted policy wants the gripper next."""
+
+    position: np.ndarray
+    """[m]"""
+    opening: float = -1.0
+    """-1 (closed) to 1 (open)."""
+
+
+class Task(abc.ABC):
+    """One task: it decides what is where and when, and judges.
+
+    An episode begins with `begin`; after every control step the environment calls `advance`. The
+    hidden fact is an integer in `[0, facts)` that the policy has to remember. It is drawn apart
+    from everything else: two episodes of one seed that differ in the fact alone differ in nothing
+    else, and while `deciding` nothing that is observed depends on it.
+
+    Args:
+        gap: Steps between what is shown and the decision, drawn anew each episode.
+        onset: Steps before anything is shown, drawn anew each episode.
+    """
+
+    props: tuple[Prop, ...]
+    """All that can be on the table, in the order of the object observations."""
+    instruction: str
+    """The task in words; the same in every episode."""
+    facts: int
+    """How many hidden facts there are, equally likely."""
+    chance: float
+    """How often the first choice of the best policy without memory is right."""
+    limit: int
+    """Steps after which an episode is cut off."""
+
+    def __init__(self, *, gap: Range = (5, 15), onset: Range = (1, 5)):
+        self.gaps = check_range("gap", gap)
+        self.onsets = check_range("onset", onset)
+        self.fact = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the episode."""
+        self.time = 0
+        self.phase = "wait"
+        self.deciding = False
+        self.succeeded = False
+        self.failed = False
+        self.first_choice = math.nan
+        self.onset = self.gap = 0
+
+    def begin(self, world: World, random: np.random.Generator, fact: int | None = None) -> None:
+        """Start an episode in a world that has just been reset.
+
+        Args:
+            world: Where it happens.
+            random: Where every draw comes from.
+            fact: The hidden fact; drawn unless given.
+
+        Raises:
+            InvalidValueError: If there is no such fact.
+        """
+        self.clear()
+        drawn = int(random.integers(self.facts))
+        self.fact = drawn if fact is None else fact
+        if not 0 <= self.fact < self.facts:
+            raise InvalidValueError("fact", fact, f"0 to {self.facts - 1}")
+        self.onset = int(random.integers(self.onsets[0], self.onsets[1] + 1))
+        self.gap = int(random.integers(self.gaps[0], self.gaps[1] + 1))
+        self.draw(world, random)
+
+    @abc.abstractmethod
+    def draw(self, world: World, random: np.random.Generator) -> None:
+        """Draw all else that differs between episodes, and lay the table."""
+
+    def advance(self, world: World) -> None:
+        """Take note of a control step: move what moves by itself, judge what was done."""
+        self.time += 1
+        self.follow(world)
+
+    @abc.abstractmethod
+    def follow(self, world: World) -> None:
+        """What `advance` does in this task; `time` counts the steps done."""
+
+    @abc.abstractmethod
+    def script(self, world: World) -> Iterator[Goal]:
+        """Yield, step by step, where one who knows the hidden fact wants the gripper."""
+
+    def hidden(self) -> np.ndarray:
+        """The hidden fact, for policies that are told: one-hot `[facts]` float32."""
+        told = np.zeros(self.facts, dtype=np.float32)
+        told[self.fact] = 1
+        return told
+
+    def decide(self, phase: str = "decide") -> None:
+        """Enter the phase in which the policy needs what it remembers."""
+        self.phase = phase
+        self.deciding = True
+
+    def choose(self, correct: bool) -> None:
+        """Note a choice; only the first one of an episode counts."""
+        if math.isnan(self.first_choice):
+            self.first_choice = float(correct)
+
+
+def check_range(name: str, value: Range | int) -> Range:
+    """Return a range of steps; one number means exactly so many.
+
+    Raises:
+        InvalidValueError: If it is not two whole numbers, 0 <= low <= high.
+    """
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    whole = all(isinstance(end, int | np.integer) for end in pair)
+    if not (len(pair) == 2 and whole and 0 <= pair[0] <= pair[1]):
+        raise InvalidValueError(name, value, "two whole numbers [low, high], 0 <= low <= high")
+    return int(pair[0]), int(pair[1])
+
+
+def scatter(random: np.random.Generator, count: int) -> np.ndarray:
+    """Draw `count` places on the table, `[count, 2]` [m], none nearer than 5 cm to another."""
+    rows, columns = np.divmod(random.permutation(12)[:count], 4)
+    cells = np.stack([0.25 + 0.082 * rows, -0.165 + 0.11 * columns], axis=1)
+    return cells + random.uniform(-1, 1, (count, 2)) * (0.012, 0.028)

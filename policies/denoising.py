@@ -1,0 +1,138 @@
+"""Two ways to draw actions from noise: diffusion with DDIM sampling, and flow matching."""
+
+import abc
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from engram.kernels.errors import InvalidValueError
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""What a network says of noisy actions `[n, C, A]` at times `[n]` in [0, 1]; 1 is pure noise."""
+
+
+class Denoising(nn.Module, abc.ABC):
+    """How actions are disturbed in training and drawn in acting.
+
+    Args:
+        steps: Calls of the network per draw.
+    """
+
+    def __init__(self, steps: int):
+        super().__init__()
+        if steps < 1:
+            raise InvalidValueError("steps", steps, "1 or more")
+        self.steps = steps
+
+    @abc.abstractmethod
+    def disturb(
+        self, clean: Float[Tensor, "n C A"], generator: torch.Generator | None
+    ) -> tuple[Float[Tensor, "n C A"], Float[Tensor, " n"], Float[Tensor, "n C A"]]:
+        """Return noisy actions, their times in [0, 1], and what the network shall predict."""
+
+    @abc.abstractmethod
+    def draw(self, noise: Float[Tensor, "n C A"], predict: Predict) -> Float[Tensor, "n C A"]:
+        """Turn noise into actions."""
+
+
+class Diffusion(Denoising):
+    """DDPM (Ho et al. 2020, 2006.11239) on a cosine schedule, sampled by DDIM (2010.02502), η = 0.
+
+    x_k = √ᾱ_k a + √(1 − ᾱ_k) ε with ᾱ_k = f(k+1)/f(0), f(k) = cos²(((k/K) + 0.008)/1.008 · π/2)
+    and 1 − ᾱ_{k}/ᾱ_{k−1} ≤ 0.999 (Nichol & Dhariwal 2021, 2102.09672); the network predicts ε.
+    Sampling visits `steps` of the K levels at equal distance, from the noisiest on. The estimate
+    of the clean actions is cut to `bound` at every visit: actions are scaled to [−1, 1].
+
+    Args:
+        steps: Levels visited per draw.
+        levels: K.
+        bound: Largest absolute value of a clean action.
+    """
+
+    def __init__(self, steps: int = 10, *, levels: int = 100, bound: float = 1.0):
+        super().__init__(steps)
+        if not steps <= levels:
+            raise InvalidValueError("steps", steps, f"1 … levels = {levels}")
+        self.levels, self.bound = levels, bound
+
+        def f(k: int) -> float:
+            return math.cos((k / levels + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        kept, share = [], 1.0
+        for k in range(levels):
+            share *= 1 - min(1 - f(k + 1) / f(k), 0.999)
+            kept.append(share)
+        self.kept: Tensor
+        self.register_buffer("kept", torch.tensor(kept), persistent=False)
+
+    def disturb(
+        self, clean: Float[Tensor, "n C A"], generator: torch.Generator | None
+    ) -> tuple[Float[Tensor, "n C A"], Float[Tensor, " n"], Float[Tensor, "n C A"]]:
+        """Mix in noise of a level drawn uniformly; the target is that noise."""
+        level = torch.randint(
+            self.levels, clean.shape[:1], generator=generator, device=clean.device
+        )
+        noise = torch.randn(
+            clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
+        )
+        kept = self.kept.to(clean.dtype)[level][:, None, None]
+        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        return noisy, (level + 1).to(clean.dtype) / self.levels, noise
+
+    def draw(self, noise: Float[Tensor, "n C A"], predict: Predict) -> Float[Tensor, "n C A"]:
+        """Visit the levels from the noisiest to the cleanest."""
+        x = noise
+        levels = [round((i + 1) * self.levels / self.steps) - 1 for i in range(self.steps)]
+        kept = [float(self.kept[level]) for level in levels]
+        for i in reversed(range(self.steps)):
+            time = x.new_full(x.shape[:1], (levels[i] + 1) / self.levels)
+            epsilon = predict(x, time)
+            clean = (x - math.sqrt(1 - kept[i]) * epsilon) / math.sqrt(kept[i])
+            clean = clean.clamp(-self.bound, self.bound)
+            if i == 0:
+                return clean
+            # What is left of the noise once the clean part was cut.
+            epsilon = (x - math.sqrt(kept[i]) * clean) / math.sqrt(1 - kept[i])
+            x = math.sqrt(kept[i - 1]) * clean + math.sqrt(1 - kept[i - 1]) * epsilon
+        raise AssertionError("steps is at least 1")
+
+
+class Flow(Denoising):
+    """Flow matching on straight paths (Lipman et al. 2023, 2210.02747; Liu et al. 2209.03003).
+
+    x_τ = (1 − τ) a + τ ε; the network predicts the clean a, and Euler steps along
+    dx/dτ = (x − a) / τ lead from τ = 1 to 0. Deviation: the papers let it predict ε − a. The clean
+    action is a function of what is seen alone, and is learnt several times faster by small
+    networks (as Li & He 2025, 2511.13720, argue for images).
+
+    Args:
+        steps: Euler steps per draw.
+    """
+
+    def __init__(self, steps: int = 10):
+        super().__init__(steps)
+
+    def disturb(
+        self, clean: Float[Tensor, "n C A"], generator: torch.Generator | None
+    ) -> tuple[Float[Tensor, "n C A"], Float[Tensor, " n"], Float[Tensor, "n C A"]]:
+        """Mix in noise of a share drawn uniformly; the target is the clean action."""
+        time = torch.rand(
+            clean.shape[0], generator=generator, device=clean.device, dtype=clean.dtype
+        )
+        noise = torch.randn(
+            clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
+        )
+        noisy = torch.lerp(clean, noise, time[:, None, None])
+        return noisy, time, clean
+
+    def draw(self, noise: Float[Tensor, "n C A"], predict: Predict) -> Float[Tensor, "n C A"]:
+        """Go from noise to actions in equal steps."""
+        x = noise
+        for i in range(self.steps):
+            left = self.steps - i  # τ = left / steps
+            clean = predict(x, x.new_full(x.shape[:1], left / self.steps))
+            x = x + (clean - x) / left
+        return x

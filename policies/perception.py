@@ -1,0 +1,196 @@
+"""What a policy sees, reads and feels, as perceptual tokens and a cognitive token."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from engram.kernels.errors import InvalidValueError
+from engram.memory.sequence.attention import attend
+from engram.memory.sequence.streams import Streams
+from engram.policies.language import WordEncoder
+from engram.policies.vision import ConvPatches
+
+
+class Sight(NamedTuple):
+    """One observation, batched; what a robot does not have is of size 0."""
+
+    images: dict[str, UInt8[Tensor, "*batch S S 3"]]
+    """By camera."""
+    proprioception: Float[Tensor, "*batch P"]
+    """Joint angles and the like."""
+    words: Int[Tensor, "*batch W"]
+    """The instruction, as `Vocabulary` numbers it."""
+    objects: Float[Tensor, "*batch K F"]
+    """Features of visible objects, where these are given instead of images."""
+    oracle: Float[Tensor, "*batch Q"]
+    """What must be remembered, for the control that is told."""
+
+
+class SightSize(NamedTuple):
+    """Sizes of the parts of a `Sight`."""
+
+    cameras: tuple[str, ...]
+    image: int
+    """Height and width of every image [pixels]."""
+    proprioception: int
+    words: int
+    """Words that the vocabulary knows."""
+    length: int
+    """Words that an instruction may have."""
+    objects: tuple[int, int]
+    """K and F."""
+    oracle: int
+
+
+class Compression(nn.Module):
+    """Squeeze and excitation over tokens, then fewer features (MemoryVLA, §3.2).
+
+    z = ReLU(W_1 v),  w = σ(W_3 ReLU(W_2 mean_n z_n)),  p_n = W_4 (z_n ⊙ w): features are
+    compressed, not tokens. The squeeze follows the reduction, as in the first published code.
+
+    Args:
+        features: Of the encoder's tokens.
+        inside: Between W_1 and W_4.
+        out: Of the perceptual tokens.
+        reduction: By which W_2 narrows.
+    """
+
+    def __init__(self, features: int, inside: int, out: int, *, reduction: int = 16):
+        super().__init__()
+        self.reduce = nn.Linear(features, inside, bias=False)
+        narrow = max(inside // reduction, 4)
+        self.squeeze = nn.Sequential(
+            nn.Linear(inside, narrow), nn.ReLU(), nn.Linear(narrow, inside), nn.Sigmoid()
+        )
+        self.out = nn.Linear(inside, out, bias=False)
+
+    def forward(self, tokens: Float[Tensor, "n N V"]) -> Float[Tensor, "n N D"]:
+        """Compress the tokens of one view."""
+        z = F.relu(self.reduce(tokens))
+        return self.out(z * self.squeeze(z.mean(1, keepdim=True)))
+
+
+class Perception(nn.Module):
+    """Turns sights into the two streams that a memory keeps.
+
+    Every camera's image becomes tokens by an encoder that the cameras share, marked by camera;
+    objects are tokens of their own. They are compressed into perceptual tokens. The cognitive
+    token begins as what the robot feels and is told, and reads the tokens in `depth` layers.
+
+    Args:
+        sizes: Of the parts of a sight.
+        perceptual: Features of a perceptual token.
+        cognitive: Features of the cognitive token.
+        vision: Builds the image encoder, given image size and features; with attributes `tokens`
+            and `width`. `ConvPatches` unless given.
+        features: Of the encoder's tokens, as asked for; the encoder may have its own.
+        depth: Layers in which the cognitive token reads.
+        heads: Attention heads of these.
+    """
+
+    def __init__(
+        self,
+        sizes: SightSize,
+        *,
+        perceptual: int = 64,
+        cognitive: int = 128,
+        vision: Callable[[int, int], nn.Module] = ConvPatches,
+        features: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+    ):
+        super().__init__()
+        self.sizes = sizes
+        count, object_features = sizes.objects
+        if not sizes.cameras and not count:
+            raise InvalidValueError("cameras", "none", "one or more, or objects")
+        self.vision: nn.Module | None = None
+        tokens, width = 0, features
+        if sizes.cameras:
+            self.vision = vision(sizes.image, features)
+            tokens, width = int(self.vision.tokens), int(self.vision.width)  # type: ignore
+            self.camera = nn.Parameter(torch.randn(len(sizes.cameras), 1, width) * 0.02)
+        if count:
+            self.object_in = nn.Sequential(
+                nn.Linear(object_features, width), nn.GELU(), nn.Linear(width, width)
+            )
+        self.perceptual = (len(sizes.cameras) * tokens + count, perceptual)
+        self.cognitive = (1, cognitive)
+        self.compression = Compression(width, width, perceptual)
+        self.words = WordEncoder(sizes.words, cognitive, length=sizes.length)
+        self.felt = nn.Linear(sizes.proprioception + sizes.oracle, cognitive)
+        self.readers = nn.ModuleList(_Reader(cognitive, width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(cognitive)
+
+    def forward(self, sight: Sight) -> Streams:
+        """Perceive sights `[*batch, ...]`; the streams are `[*batch, N, D]` and `[*batch, 1, E]`.
+
+        Raises:
+            InvalidValueError: If a camera is missing, or a part has another size.
+        """
+        batch = sight.proprioception.shape[:-1]
+        self._check(sight, len(batch))
+        views = []
+        if self.vision is not None:
+            names = self.sizes.cameras
+            images = torch.stack([sight.images[name].flatten(0, len(batch) - 1) for name in names])
+            seen = self.vision(images.flatten(0, 1))
+            seen = rearrange(seen, "(v n) N D -> v n N D", v=len(names)) + self.camera[:, None]
+            views += list(seen)
+        if self.sizes.objects[0]:
+            views.append(self.object_in(sight.objects.flatten(0, len(batch) - 1)))
+        perceptual = torch.cat([self.compression(view) for view in views], 1)
+        felt = torch.cat([sight.proprioception, sight.oracle], -1).flatten(0, len(batch) - 1)
+        query = self.felt(felt) + self.words(sight.words.flatten(0, len(batch) - 1))
+        query, everything = query[:, None], torch.cat(views, 1)
+        for reader in self.readers:
+            query = reader(query, everything)
+        cognitive = self.norm(query)
+        return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
+
+    def _check(self, sight: Sight, axes: int) -> None:
+        sizes = self.sizes
+        for name in sizes.cameras:
+            if name not in sight.images:
+                raise InvalidValueError("cameras", sorted(sight.images), list(sizes.cameras))
+            shape = list(sight.images[name].shape[axes:])
+            if shape != [sizes.image, sizes.image, 3]:
+                raise InvalidValueError(f"image of {name!r}", shape, [sizes.image, sizes.image, 3])
+        for name, seen, allowed in (
+            ("proprioception", sight.proprioception, (sizes.proprioception,)),
+            ("objects", sight.objects, sizes.objects),
+            ("oracle", sight.oracle, (sizes.oracle,)),
+        ):
+            if tuple(seen.shape[axes:]) != tuple(allowed):
+                raise InvalidValueError(name, list(seen.shape[axes:]), list(allowed))
+
+
+class _Reader(nn.Module):
+    """A query reads tokens: pre-norm cross-attention and MLP, residual."""
+
+    def __init__(self, width: int, features: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(
+            [nn.LayerNorm(width), nn.LayerNorm(features), nn.LayerNorm(width)]
+        )
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(features, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
+        q = rearrange(self.query(self.norms[0](query)), "n C (H d) -> n H C d", H=self.heads)
+        k, v = rearrange(
+            self.key_value(self.norms[1](tokens)), "n N (s H d) -> s n H N d", s=2, H=self.heads
+        )
+        y = attend(q, k, v)
+        query = query + self.out(rearrange(y, "n H C d -> n C (H d)"))
+        return query + self.mlp(self.norms[2](query))

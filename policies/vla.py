@@ -1,0 +1,188 @@
+"""A vision-language-action policy with a memory between perception and action."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from engram.kernels.errors import InvalidValueError
+from engram.memory import state as states
+from engram.memory.sequence.base import SequenceMemory
+from engram.memory.sequence.streams import Streams
+from engram.policies.action_expert import ActionExpert
+from engram.policies.action_scale import ActionScale
+from engram.policies.denoising import Denoising, Flow
+from engram.policies.perception import Perception, Sight
+
+
+class ActingState(NamedTuple):
+    """What acting carries from step to step."""
+
+    memory: Any
+    """State of the memory."""
+    queue: Float[Tensor, "B C A"]
+    """The chunk that is being executed."""
+    place: Float[Tensor, " B"]
+    """How many of its actions were, int64."""
+
+
+class Remembered(NamedTuple):
+    """A sequence as perceived, and as it is after the memory."""
+
+    present: Streams
+    fused: Streams
+
+
+class VLA(nn.Module):
+    """Perception, memory, action expert: a_t … a_{t+C−1} ~ p(· | memory(perception(o_≤t))).
+
+    The memory maps the streams of every step to streams of the same shape (MemoryVLA's retrieval,
+    gate and consolidation, or any baseline). They reach the expert in one of two ways: in place of
+    the present streams (context), or, with an expert that is `modulated`, beside these, as what
+    scales and shifts its blocks.
+
+    Args:
+        perception: Sights to streams.
+        memory: Builds the memory, given tokens and features of either stream.
+        expert: Builds the action expert, given actions, chunk, perceptual and cognitive features.
+        scale: Of the actions.
+        chunk: Actions C drawn at once.
+        execute: Actions of a chunk that are executed before the next is drawn.
+        denoising: How actions are drawn.
+        guidance: Strength of classifier-free guidance; 1 is none and costs one call per step
+            instead of two.
+    """
+
+    def __init__(
+        self,
+        perception: Perception,
+        memory: Callable[..., SequenceMemory[Any]],
+        expert: Callable[..., ActionExpert],
+        scale: ActionScale,
+        *,
+        chunk: int = 8,
+        execute: int = 4,
+        denoising: Denoising | None = None,
+        guidance: float = 1.0,
+    ):
+        super().__init__()
+        if not 1 <= execute <= chunk:
+            raise InvalidValueError("execute", execute, f"1 … chunk = {chunk}")
+        if not 1 <= guidance < float("inf"):
+            raise InvalidValueError("guidance", guidance, "1 or more")
+        self.perception = perception
+        self.memory = memory(perceptual=perception.perceptual, cognitive=perception.cognitive)
+        self.actions, self.chunk, self.execute = len(scale.low), chunk, execute
+        self.expert = expert(
+            self.actions,
+            chunk,
+            perceptual=perception.perceptual[1],
+            cognitive=perception.cognitive[1],
+        )
+        self.scale = scale
+        self.denoising = denoising or Flow()
+        self.guidance = guidance
+
+    def initial_state(self, batch: int) -> ActingState:
+        """Return the state of `batch` robots that saw nothing."""
+        queue = self.scale.low.new_zeros(batch, self.chunk, self.actions)
+        place = torch.full((batch,), self.chunk, dtype=torch.int64, device=queue.device)
+        return ActingState(self.memory.initial_state(batch), queue, place)
+
+    def forward(
+        self, sight: Sight, state: Any, start: Bool[Tensor, "T B"]
+    ) -> tuple[Remembered, Any]:
+        """Perceive and remember T steps.
+
+        Args:
+            sight: `[T, B, ...]`.
+            state: Of the memory.
+            start: Where episodes begin.
+        """
+        present = self.perception(sight)
+        fused, state = self.memory(present, state, start)  # type: ignore[arg-type]
+        return Remembered(present, fused), state
+
+    def loss(
+        self,
+        remembered: Remembered,
+        action: Float[Tensor, "n C A"],
+        *,
+        generator: torch.Generator | None = None,
+        repeats: int = 1,
+    ) -> Float[Tensor, "n C"]:
+        """Return the squared error of the denoising of every action, mean over its numbers.
+
+        Args:
+            remembered: Of n moments, `[n, N, D]` and `[n, 1, E]`.
+            action: What the demonstrator did from then on.
+            generator: Of noise, its level, and of what guidance hides.
+            repeats: Draws of noise per moment (4, in MemoryVLA).
+        """
+        clean = self.scale.normalize(action).repeat(repeats, 1, 1)
+        count, device = len(clean), clean.device
+        hidden = torch.rand(count, device=device, generator=generator) < self.expert.drop
+        remembered = states.tree_map(lambda x: x.repeat(repeats, 1, 1), remembered)
+        noisy, time, target = self.denoising.disturb(clean, generator)
+        guess = self.expert(noisy, time, self._condition(remembered, hidden))
+        return (guess.float() - target).square().mean(-1).unflatten(0, (repeats, -1)).mean(0)
+
+    def draw(
+        self, remembered: Remembered, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n C A"]:
+        """Draw chunks of actions, in the units of the demonstrations."""
+        like = remembered.present.cognitive
+        noise = torch.randn(
+            len(like), self.chunk, self.actions,
+            generator=generator, device=like.device, dtype=like.dtype,
+        )  # fmt: skip
+        condition = self._condition(remembered, None)
+        if self.guidance == 1:
+            return self.scale.restore(
+                self.denoising.draw(noise, lambda x, time: self.expert(x, time, condition))
+            )
+        blind = self._condition(remembered, torch.ones(len(like), device=like.device).bool())
+        both = states.tree_map(lambda a, b: torch.cat([a, b]), condition, blind)
+
+        def guided(x: Tensor, time: Tensor) -> Tensor:
+            told, untold = self.expert(x.repeat(2, 1, 1), time.repeat(2), both).chunk(2)
+            return untold + self.guidance * (told - untold)
+
+        return self.scale.restore(self.denoising.draw(noise, guided))
+
+    def act(
+        self,
+        sight: Sight,
+        state: ActingState,
+        start: Bool[Tensor, " B"],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "B A"], ActingState]:
+        """Return the next action of every robot.
+
+        The memory is written at every step; a chunk is drawn where the last one is used up, and
+        where an episode begins.
+
+        Args:
+            sight: `[B, ...]`.
+            state: As `initial_state` or the last call returned it.
+            start: Where an episode begins.
+            generator: Of the noise.
+        """
+        present = self.perception(sight)
+        fused, memory = self.memory.step(present, state.memory, start)  # type: ignore[arg-type]
+        due = start | (state.place >= self.execute)
+        queue, place = state.queue, torch.where(due, 0, state.place)
+        if bool(due.any()):
+            fresh = self.draw(Remembered(present, fused), generator)
+            queue = torch.where(due[:, None, None], fresh, queue)
+        action = queue[torch.arange(len(queue), device=queue.device), place]
+        return action, ActingState(memory, queue, place + 1)
+
+    def _condition(self, remembered: Remembered, hidden: Tensor | None) -> Any:
+        if self.expert.modulated:
+            streams, memory = remembered.present, tuple(remembered.fused)
+        else:
+            streams, memory = remembered.fused, None
+        return self.expert.condition(streams.cognitive, streams.perceptual, memory, hidden)
