@@ -5,12 +5,14 @@ from lerobot_policy_engram.chunks import EpisodeChunkSampler, chunk_starts
 from lerobot_policy_engram.configuration_engram_act import EngramACTConfig
 from lerobot_policy_engram.configuration_engram_diffusion import EngramDiffusionConfig
 from lerobot_policy_engram.configuration_engram_smolvla import EngramSmolVLAConfig
+from lerobot_policy_engram.configuration_engram_vla import EngramVLAConfig
 from lerobot_policy_engram.memory_config import MemoryConfig
 
 __all__ = [
     "EngramACTConfig",
     "EngramDiffusionConfig",
     "EngramSmolVLAConfig",
+    "EngramVLAConfig",
     "EpisodeChunkSampler",
     "MemoryConfig",
     "attach_memory",

@@ -11,7 +11,6 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 
 from engram.kernels.errors import DataError, InvalidValueError
 from lerobot_policy_engram.memory_config import MemoryConfig
-from lerobot_policy_engram.remembering import RememberingPolicy
 
 POLICIES = ("act", "diffusion", "smolvla")
 """LeRobot's policies that a memory can be attached to; `engram_<name>` is the policy with one."""
@@ -94,8 +93,9 @@ def load_policy(path: Path | str, **kwargs: Any) -> PreTrainedPolicy:
     """
     config = _saved_config(Path(path))
     policy = get_policy_class(config.type)
-    if not issubclass(policy, RememberingPolicy):
-        raise InvalidValueError("type", config.type, [f"engram_{name}" for name in POLICIES])
+    if not config.type.startswith("engram_"):
+        allowed = ["engram_vla", *(f"engram_{name}" for name in POLICIES)]
+        raise InvalidValueError("type", config.type, allowed)
     return policy.from_pretrained(path, config=config, **kwargs)
 
 

@@ -1,7 +1,9 @@
 """Which memory a policy gets, and how it is trained, as it stands in LeRobot's config.json."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -12,6 +14,25 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engram.kernels.errors import InvalidValueError, one_line
 from engram.memory.sequence import SequenceMemory
+from engram.memory.sequence.bank_presets import memoryvla, memoryvla_plus
+from engram.memory.sequence.over_streams import OverStreams, PresentOnly
+from engram.memory.sequence.over_vectors import OverVectors
+
+BANKS: dict[str, Callable[..., SequenceMemory[Any]]] = {
+    "memoryvla": memoryvla,
+    "memoryvla_plus": memoryvla_plus,
+}
+"""Perceptual-cognitive banks: memories of tokens, where the others are memories of vectors."""
+BANK_SETTINGS = (
+    "capacity",
+    "dropout",
+    "gradient_writes",
+    "heads",
+    "layers",
+    "read_self",
+    "together",
+    "write_fused",
+)
 
 
 @dataclass
@@ -22,8 +43,8 @@ class MemoryConfig:
     """
 
     name: str = "gru"
-    """A preset of engram (a file in its `configs/memory`: gru, window, hcam, memo, …), or the
-    dotted path of a `SequenceMemory` class that takes its width as first argument."""
+    """A preset of engram (a file in its `configs/memory`: gru, window, hcam, memo, …), one of
+    `BANKS`, or the dotted path of a `SequenceMemory` class that takes its width first."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What to change in the preset, nested as its file is, or the other arguments of the class."""
     width: int = 128
@@ -60,7 +81,7 @@ class MemoryConfig:
 
 
 def make_memory(config: MemoryConfig) -> SequenceMemory[Any]:
-    """Build the memory that a configuration names.
+    """Build the memory of vectors that a configuration names; a bank cuts them into tokens.
 
     Configurations travel with checkpoints, so nothing in one can name code that is no memory.
 
@@ -68,6 +89,8 @@ def make_memory(config: MemoryConfig) -> SequenceMemory[Any]:
         InvalidValueError: If there is no such memory, or it does not take these settings.
     """
     _refuse_targets(config.settings)
+    if config.name in BANKS:
+        return OverVectors(config.width, memory=_bank(config))
     if "." in config.name:
         build: Any = _memory_class(config.name)
         settings = config.settings
@@ -86,15 +109,46 @@ def make_memory(config: MemoryConfig) -> SequenceMemory[Any]:
     return memory
 
 
+def make_stream_memory(
+    config: MemoryConfig, perceptual: tuple[int, int], cognitive: tuple[int, int]
+) -> SequenceMemory[Any]:
+    """Build the memory of token streams that a configuration names.
+
+    A memory of vectors reads all tokens into one vector of `config.width` features.
+
+    Args:
+        config: The memory.
+        perceptual: Tokens and features of the perceptual stream.
+        cognitive: Likewise of the cognitive stream.
+
+    Raises:
+        InvalidValueError: If there is no such memory, or it does not take these settings.
+    """
+    if config.name in BANKS:
+        return _bank(config)(perceptual, cognitive)
+    if config.name == "none":
+        return PresentOnly(perceptual, cognitive)
+    return OverStreams(
+        perceptual, cognitive, memory=lambda _: make_memory(config), width=config.width
+    )
+
+
 def presets() -> list[str]:
     """Names of the memories that engram configures."""
     files = (resources.files("engram.configs") / "memory").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
+def _bank(config: MemoryConfig) -> Callable[..., SequenceMemory[Any]]:
+    for key in config.settings:
+        if key not in BANK_SETTINGS:
+            raise InvalidValueError("policy.memory.settings", key, BANK_SETTINGS)
+    return partial(BANKS[config.name], **config.settings)
+
+
 def _preset(name: str) -> Any:
     if name not in presets():
-        allowed = [*presets(), "the dotted path of a SequenceMemory"]
+        allowed = [*presets(), *BANKS, "the dotted path of a SequenceMemory"]
         raise InvalidValueError("policy.memory.name", name, allowed)
     text = (resources.files("engram.configs") / "memory" / f"{name}.yaml").read_text()
     tree = OmegaConf.create(text)

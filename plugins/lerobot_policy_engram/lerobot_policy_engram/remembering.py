@@ -3,18 +3,16 @@
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 from torch import Tensor
 
-from engram.kernels.errors import DataError, InvalidValueError, one_line
+from engram.kernels.errors import InvalidValueError
 from lerobot_policy_engram.frames import evaluating, window_starts
 from lerobot_policy_engram.gated_memory import GatedMemory
+from lerobot_policy_engram.whole_checkpoint import load_whole
 
 PREFIX = "engram."
 """What the names of the memory's weights begin with, in a policy and in its checkpoint."""
@@ -83,6 +81,10 @@ class RememberingPolicy:
 
     def begin_rows(self, rows: Bool[Tensor, " B"], batch: dict[str, Any]) -> None:
         """Forget what else the policy keeps of the past of some rows."""
+
+    def initial_state(self, rows: int) -> Any:
+        """Return the empty memory of `rows` rows, for `forward_chunk`."""
+        return self.engram.initial_state(rows)
 
     # Acting.
 
@@ -191,7 +193,7 @@ class RememberingPolicy:
         Args:
             batch: T·B samples, time first, as `EpisodeChunkSampler` orders them; each is what the
                 policy without memory learns from (`config.frame_config()`).
-            state: Of the memory before the chunk; `policy.engram.initial_state(B)` at first, then
+            state: Of the memory before the chunk; `initial_state(B)` at first, then
                 what the chunk before returned, detached.
             start: Samples that are the first of their episode.
         """
@@ -226,27 +228,13 @@ class RememberingPolicy:
     ) -> Any:
         """Fill a policy from its own checkpoint, or from one of the policy without memory.
 
-        LeRobot would pass over weights that are missing. A checkpoint without any memory leaves the
-        memory new; everything else must be whole.
+        A checkpoint without any memory leaves the memory new; everything else must be whole.
 
         Raises:
             DataError: If the file is missing, damaged, or lacks a weight or has one too many.
         """
         del strict
-        if not Path(model_file).is_file():
-            raise DataError(f"checkpoint {model_file} does not exist")
-        try:
-            missing, unexpected = load_model(model, model_file, strict=False, device=map_location)
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise DataError(f"checkpoint {model_file} does not fit: {one_line(error)}") from error
-        ours = {name for name in model.state_dict() if name.startswith(PREFIX)}
-        if ours <= set(missing):
-            missing = set(missing) - ours
-        if missing or unexpected:
-            raise DataError(
-                f"checkpoint {model_file} lacks {sorted(missing)[:3]} and has "
-                f"{sorted(unexpected)[:3]}; allowed: the weights of {cls.__name__}, no others"
-            )
+        load_whole(model, model_file, map_location, new=PREFIX)
         return model
 
     def _observed(self) -> list[str]:

@@ -127,5 +127,5 @@ class TestDamage:
 @pytest.mark.parametrize("kind", ["act"], indirect=True)
 def test_a_policy_without_memory_is_not_what_is_loaded(plain: Any, tmp_path: Path):
     plain.save_pretrained(tmp_path)
-    with pytest.raises(InvalidValueError, match=r"type is 'act'; allowed: engram_act"):
+    with pytest.raises(InvalidValueError, match=r"type is 'act'; allowed: engram_vla, engram_act"):
         load_policy(tmp_path)
