@@ -16,6 +16,7 @@ from engram.memory.sequence.hcam import HCAM
 from engram.memory.sequence.memo import Memo
 from engram.memory.sequence.memory_tokens import MemoryTokens
 from engram.memory.sequence.none import NoMemory
+from engram.memory.sequence.over_streams import OverStreams, PresentOnly
 from engram.memory.sequence.over_vectors import OverVectors
 from engram.memory.sequence.recurrent import GRU, LSTM
 from engram.memory.sequence.streams import Streams
@@ -39,7 +40,9 @@ __all__ = [
     "MemoryTokens",
     "NoMemory",
     "Oldest",
+    "OverStreams",
     "OverVectors",
+    "PresentOnly",
     "RelativeTime",
     "SequenceMemory",
     "Streams",
