@@ -23,8 +23,8 @@ class Outcome(NamedTuple):
     """Share whose first choice was right; an episode without a choice counts as wrong."""
     chosen: float
     """Share in which a choice was made at all."""
-    steps: float
-    """Mean length of an episode."""
+    length: float
+    """Mean steps of an episode."""
     episodes: int
     memory_bytes: int
     """Of the memory state of one robot."""
@@ -85,7 +85,7 @@ def evaluate_in_simulation(
         success=float(success.mean()),
         first_choice=float((choice == 1).mean()),
         chosen=float((~np.isnan(choice)).mean()),
-        steps=float(steps.mean()),
+        length=float(steps.mean()),
         episodes=len(found),
         memory_bytes=size,
     )
