@@ -24,6 +24,7 @@ NAMES = [
     "voxels",
     "voxels_real",
     "voxels_cuda",
+    "demonstrations",
 ]
 
 
