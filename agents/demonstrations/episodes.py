@@ -25,7 +25,7 @@ class EpisodeTable:
         self.folder, self.count = folder, info["total_episodes"]
         self.damage: dict[int, str] = {}
         """What is wrong, by episode."""
-        self._chunks_size = info.get("chunks_size", layout.FILES_IN_CHUNK)
+        self._chunks_size = info["chunks_size"]
         self._rows: dict[int, tuple[dict[str, list[Any]], int]] = {}
         self._tables: list[Any] = []
         broken = []

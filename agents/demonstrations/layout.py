@@ -95,6 +95,9 @@ def read_info(folder: Path) -> dict[str, Any]:
             raise DataError(f"{folder / INFO} is damaged: {name} is {info.get(name)!r}")
     if not isinstance(info.get("fps"), int | float) or info["fps"] <= 0:
         raise DataError(f"{folder / INFO} is damaged: fps is {info.get('fps')!r}")
+    chunks = info.setdefault("chunks_size", FILES_IN_CHUNK)
+    if not isinstance(chunks, int) or chunks < 1:
+        raise DataError(f"{folder / INFO} is damaged: chunks_size is {chunks!r}")
     return info
 
 

@@ -1,8 +1,5 @@
 """Writing demonstrations: LeRobot data sets that survive the death of their writer."""
 
-import fcntl
-import os
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,8 @@ from engram.agents.demonstrations.feature import (
     from_json,
     to_json,
 )
-from engram.kernels.errors import DataError, InvalidValueError
+from engram.agents.demonstrations.lock import FolderLock
+from engram.kernels.errors import InvalidValueError
 
 BYTES_IN_FILE = 100 * 2**20
 
@@ -66,13 +64,11 @@ class DemonstrationWriter:
         self.folder = Path(folder)
         self.features, self.fps, self.robot_type = dict(features), fps, robot_type
         self.episodes_per_file = episodes_per_file
-        self._lock: int | None = _locked(self.folder)
-        reference = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: (writer := reference()) and writer._abandon())
+        self._lock = FolderLock(self.folder)
         try:
             self._resume()
         except BaseException:
-            self._unlock()
+            self._lock.release()
             raise
 
     def _resume(self) -> None:
@@ -143,7 +139,7 @@ class DemonstrationWriter:
         Raises:
             InvalidValueError: If it does not fit the features or holds NaN or infinity.
         """
-        assert self._lock is not None, "the writer is closed"
+        assert self._lock.held, "the writer is closed"
         length = check_episode(episode, self.features)
         first = self._frames + self._waiting_frames
         task = self._number_of(episode.task)
@@ -193,45 +189,15 @@ class DemonstrationWriter:
 
     def close(self) -> None:
         """Flush, and let another writer have the folder."""
-        if self._lock is not None:
+        if self._lock.held:
             try:
                 self.flush()
                 pending.tidy(self.folder)
             finally:
-                self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-            self._abandon()
-
-    def _abandon(self) -> None:
-        """Let go of the folder, but not for the parent that this process was forked from.
-
-        A child that outlives a killed writer, a simulator say, must not keep its lock.
-        """
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+                self._lock.release()
 
     def __enter__(self) -> "DemonstrationWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _locked(folder: Path) -> int:
-    """Take the folder for this writer; the system lets go of it when the process dies.
-
-    Raises:
-        DataError: If another writer has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise DataError(f"another writer has {folder} open; allowed: one at a time") from None
-    return lock

@@ -25,6 +25,7 @@ NAMES = [
     "voxels",
     "voxels_real",
     "voxels_cuda",
+    "demonstrations",
 ]
 
 

@@ -188,6 +188,7 @@ def test_info_that_cannot_be_used(folder, content, message):
     [
         (lambda i: i.pop("fps"), "fps is None"),
         (lambda i: i.update(fps=0), "fps is 0"),
+        (lambda i: i.update(chunks_size=0), "chunks_size is 0"),
         (lambda i: i.update(total_episodes="5"), "total_episodes is '5'"),
         (lambda i: i.update(features=None), "damaged features"),
         (lambda i: i["features"]["action"].update(dtype="quaternion"), "dtype of action is"),

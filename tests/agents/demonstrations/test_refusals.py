@@ -1,6 +1,5 @@
 """The writer refuses what does not fit, and what it refused leaves no trace."""
 
-import os
 import shutil
 
 import numpy as np
@@ -125,27 +124,6 @@ def test_two_writers_at_once(writer, features, tmp_path, make):
     writer.close()
     with DemonstrationWriter(writer.folder, features=features) as second:
         assert second.episodes == 1
-
-
-def test_a_child_that_outlives_the_writer_does_not_keep_its_lock(tmp_path, features):
-    writer = DemonstrationWriter(tmp_path / "data", features=features)
-    till_ready, ready = os.pipe()
-    till_done, done = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(done)
-        os.write(ready, b"1")
-        os.read(till_done, 1)
-        os._exit(0)
-    os.read(till_ready, 1)
-    assert writer._lock is not None
-    os.close(writer._lock)  # as the system does when it is killed
-    writer._lock = None
-    DemonstrationWriter(tmp_path / "data", features=features).close()
-    os.close(done)
-    assert os.waitpid(child, 0)[1] == 0
-    for end in (till_ready, ready, till_done):
-        os.close(end)
 
 
 def test_a_folder_of_other_things(tmp_path, features):
