@@ -73,6 +73,9 @@ def load(
         words = vocabulary.encode([source.task(episode)]).expand(length, -1)
         hidden = columns.get(HIDDEN, torch.zeros(length, 0))
         decision = columns.get(DECISION, torch.zeros(length, 1))[:, 0]
+        shown = columns.get(SHOWN, torch.zeros(length, 1))[:, 0]
+        # Nothing can be remembered before it was in view.
+        known = (shown + decision).cummax(0).values > 0
         images = {name: columns[IMAGES + name] for name in sizes.cameras}
         objects = columns.get(OBJECTS, torch.zeros(length, *sizes.objects))
         oracle = hidden if sizes.oracle else torch.zeros(length, 0)
@@ -80,9 +83,8 @@ def load(
             Demonstration(
                 Sight(images, columns[STATE].float(), words, objects, oracle),
                 columns["action"].float(),
-                # Before the decision nothing need be known, and nothing can be before the cue.
-                torch.where(decision[:, None] > 0, hidden, torch.nan),
-                columns.get(SHOWN, torch.zeros(length, 1))[:, 0],
+                torch.where(known[:, None], hidden, torch.nan),
+                shown,
                 decision,
             )
         )
