@@ -11,7 +11,7 @@ from engram.agents.demonstrations.recording import DECISION, HIDDEN, OBJECTS, SH
 from engram.agents.imitation_batches import Demonstration
 from engram.kernels.errors import DataError
 from engram.policies.language import Vocabulary
-from engram.policies.perception import Sight, SightSize
+from engram.policies.perception import Sight, SightSize, SightStatistics
 
 IMAGES = "observation.images."
 
@@ -117,3 +117,18 @@ def quantiles_of(episodes: list[Demonstration]) -> tuple[Tensor, Tensor]:
     action = torch.cat([episode.action for episode in episodes]).numpy()
     low, high = np.quantile(action, [0.01, 0.99], axis=0)
     return torch.from_numpy(low).float(), torch.from_numpy(high).float()
+
+
+def statistics_of(episodes: list[Demonstration]) -> SightStatistics:
+    """Return mean and standard deviation of what is felt and of the objects in view."""
+    felt = torch.cat([episode.sight.proprioception for episode in episodes])
+    objects = torch.cat([episode.sight.objects.flatten(0, 1) for episode in episodes])
+    objects = objects[(objects != 0).any(-1)]
+    if not len(objects):
+        size = episodes[0].sight.objects.shape[-1]
+        return SightStatistics(_moments(felt), (torch.zeros(size), torch.ones(size)))
+    return SightStatistics(_moments(felt), _moments(objects))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.mean(0), x.std(0, correction=0)
