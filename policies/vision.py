@@ -22,6 +22,8 @@ class ConvPatches(nn.Module):
         super().__init__()
         if size < 16 or size % 16:
             raise InvalidValueError("image size", size, "multiples of 16")
+        if width < 2:
+            raise InvalidValueError("width", width, "2 or more")
         self.size, self.width = size, width
         self.tokens = (size // 16) ** 2
         self.layers = nn.Sequential(
@@ -57,8 +59,10 @@ class TransformerPatches(nn.Module):
         self, size: int = 64, width: int = 128, *, patch: int = 16, depth: int = 4, heads: int = 4
     ):
         super().__init__()
-        if patch < 1 or size % patch:
+        if not 1 <= patch <= size or size % patch:
             raise InvalidValueError("patch", patch, f"divisors of the image size {size}")
+        if heads < 1 or width % heads:
+            raise InvalidValueError("heads", heads, f"divisors of width = {width}")
         self.size, self.width = size, width
         self.tokens = (size // patch) ** 2
         self.patches = nn.Conv2d(3, width, patch, stride=patch)

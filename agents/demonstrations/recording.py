@@ -17,7 +17,9 @@ OBJECTS = "observation.environment_state"
 HIDDEN = "observation.hidden"
 """The fact that must be remembered; no policy but the told one sees it."""
 SHOWN = "shown"
-"""1 while it is in view."""
+"""1 while it is in view, or comes about: what a memory must not miss."""
+REVEALING = ("cue", "swap", "bring", "probe", "search")
+"""Phases of tasks in which it does."""
 DECISION = "decision"
 """1 while actions depend on it."""
 
@@ -100,7 +102,7 @@ def _frame(
         STATE: observation["proprioception"],
         HIDDEN: env.task.hidden(),
         "action": action.astype(np.float32),
-        SHOWN: np.float32([info["phase"] == "cue"]),
+        SHOWN: np.float32([info["phase"] in REVEALING]),
         DECISION: np.float32([info["decision"]]),
     }
     if env.senses.objects:
