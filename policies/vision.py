@@ -35,7 +35,7 @@ class ConvPatches(nn.Module):
         )
         self.position = nn.Parameter(torch.randn(self.tokens, width) * 0.02)
 
-    def forward(self, image: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n N D"]:
+    def forward(self, image: UInt8[Tensor, "n H W 3"]) -> Float[Tensor, "n N D"]:
         """Encode images."""
         if tuple(image.shape[1:]) != (self.size, self.size, 3):
             allowed = [self.size, self.size, 3]
@@ -74,7 +74,7 @@ class TransformerPatches(nn.Module):
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, image: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n N D"]:
+    def forward(self, image: UInt8[Tensor, "n H W 3"]) -> Float[Tensor, "n N D"]:
         """Encode images."""
         if tuple(image.shape[1:]) != (self.size, self.size, 3):
             allowed = [self.size, self.size, 3]
