@@ -17,9 +17,9 @@ OBJECTS = "observation.environment_state"
 HIDDEN = "observation.hidden"
 """The fact that must be remembered; no policy but the told one sees it."""
 SHOWN = "shown"
-"""1 while it is in view."""
-REVEALING = ("bring", "cue", "search")
-"""Phases in which the hidden fact is in view."""
+"""1 while it is in view, or comes about: what a memory must not miss."""
+REVEALING = ("cue", "swap", "bring", "probe", "search")
+"""Phases of tasks in which it does."""
 DECISION = "decision"
 """1 while actions depend on it."""
 
