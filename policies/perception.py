@@ -10,8 +10,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
-from engram.memory.sequence.attention import attend
 from engram.memory.sequence.streams import Streams
+from engram.policies.attention import CrossAttention
 from engram.policies.language import WordEncoder
 from engram.policies.vision import ConvPatches
 
@@ -45,6 +45,34 @@ class SightSize(NamedTuple):
     objects: tuple[int, int]
     """K and F."""
     oracle: int
+
+
+class SightStatistics(NamedTuple):
+    """Mean and standard deviation of numbers that a policy sees, over demonstrations."""
+
+    proprioception: tuple[Float[Tensor, " P"], Float[Tensor, " P"]]
+    objects: tuple[Float[Tensor, " F"], Float[Tensor, " F"]]
+    """Of the objects that are in view."""
+
+
+class Standardization(nn.Module):
+    """(x − mean) / std; a number that never changes is only shifted.
+
+    Args:
+        mean: Of every number.
+        std: Standard deviation of every number.
+    """
+
+    def __init__(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]):
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", torch.where(std > 1e-6, std, 1.0))
+
+    def forward(self, x: Float[Tensor, "*n F"]) -> Float[Tensor, "*n F"]:
+        """Standardize."""
+        return (x - self.mean) / self.std
 
 
 class Compression(nn.Module):
@@ -125,6 +153,7 @@ class Perception(Perceiver):
         features: Of the encoder's tokens, as asked for; the encoder may have its own.
         depth: Layers in which the cognitive token reads.
         heads: Attention heads of these.
+        statistics: By which proprioception and objects are standardized; not at all unless given.
     """
 
     def __init__(
@@ -137,6 +166,7 @@ class Perception(Perceiver):
         features: int = 128,
         depth: int = 2,
         heads: int = 4,
+        statistics: SightStatistics | None = None,
     ):
         super().__init__()
         self.sizes = sizes
@@ -153,6 +183,11 @@ class Perception(Perceiver):
             self.object_in = nn.Sequential(
                 nn.Linear(object_features, width), nn.GELU(), nn.Linear(width, width)
             )
+        shift, scale = torch.zeros(sizes.proprioception), torch.ones(sizes.proprioception)
+        of_object = torch.zeros(object_features), torch.ones(object_features)
+        statistics = statistics or SightStatistics((shift, scale), of_object)
+        self.standard_felt = Standardization(*statistics.proprioception)
+        self.standard_object = Standardization(*statistics.objects)
         self.perceptual = (len(sizes.cameras) * tokens + count, perceptual)
         self.cognitive = (1, cognitive)
         self.compression = Compression(width, width, perceptual)
@@ -173,9 +208,14 @@ class Perception(Perceiver):
             seen = rearrange(seen, "(v n) N D -> v n N D", v=len(names)) + self.camera[:, None]
             views += list(seen)
         if self.sizes.objects[0]:
-            views.append(self.object_in(sight.objects.flatten(0, len(batch) - 1)))
+            objects = sight.objects.flatten(0, len(batch) - 1)
+            in_view = (objects != 0).any(-1, keepdim=True)
+            objects = torch.where(in_view, self.standard_object(objects), 0.0)
+            views.append(self.object_in(objects))
         perceptual = torch.cat([self.compression(view) for view in views], 1)
-        felt = torch.cat([sight.proprioception, sight.oracle], -1).flatten(0, len(batch) - 1)
+        felt = torch.cat([self.standard_felt(sight.proprioception), sight.oracle], -1).flatten(
+            0, len(batch) - 1
+        )
         query = self.felt(felt) + self.words(sight.words.flatten(0, len(batch) - 1))
         query, everything = query[:, None], torch.cat(views, 1)
         for reader in self.readers:
@@ -189,22 +229,15 @@ class _Reader(nn.Module):
 
     def __init__(self, width: int, features: int, heads: int):
         super().__init__()
-        self.heads = heads
         self.norms = nn.ModuleList(
             [nn.LayerNorm(width), nn.LayerNorm(features), nn.LayerNorm(width)]
         )
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(features, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.attention = CrossAttention(width, heads, features)
         self.mlp = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        q = rearrange(self.query(self.norms[0](query)), "n C (H d) -> n H C d", H=self.heads)
-        k, v = rearrange(
-            self.key_value(self.norms[1](tokens)), "n N (s H d) -> s n H N d", s=2, H=self.heads
-        )
-        y = attend(q, k, v)
-        query = query + self.out(rearrange(y, "n H C d -> n C (H d)"))
+        read = self.attention(self.norms[0](query), self.attention.keys(self.norms[1](tokens)))
+        query = query + read
         return query + self.mlp(self.norms[2](query))

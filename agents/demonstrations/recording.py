@@ -18,6 +18,8 @@ HIDDEN = "observation.hidden"
 """The fact that must be remembered; no policy but the told one sees it."""
 SHOWN = "shown"
 """1 while it is in view."""
+REVEALING = ("bring", "cue", "search")
+"""Phases in which the hidden fact is in view."""
 DECISION = "decision"
 """1 while actions depend on it."""
 
@@ -100,7 +102,7 @@ def _frame(
         STATE: observation["proprioception"],
         HIDDEN: env.task.hidden(),
         "action": action.astype(np.float32),
-        SHOWN: np.float32([info["phase"] == "cue"]),
+        SHOWN: np.float32([info["phase"] in REVEALING]),
         DECISION: np.float32([info["decision"]]),
     }
     if env.senses.objects:
