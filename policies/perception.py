@@ -103,7 +103,45 @@ class Compression(nn.Module):
         return self.out(z * self.squeeze(z.mean(1, keepdim=True)))
 
 
-class Perception(nn.Module):
+class Perceiver(nn.Module):
+    """Sights to streams: what a `VLA` sees with."""
+
+    sizes: SightSize
+    perceptual: tuple[int, int]
+    """Number and features of the perceptual tokens."""
+    cognitive: tuple[int, int]
+    """Number and features of the cognitive tokens."""
+
+    def forward(self, sight: Sight) -> Streams:
+        """Perceive sights `[*batch, ...]`; the streams are `[*batch, N, D]` and `[*batch, M, E]`.
+
+        Raises:
+            InvalidValueError: If a camera is missing, a part has another size, or an image is
+                not of bytes.
+        """
+        raise NotImplementedError
+
+    def _check(self, sight: Sight, axes: int) -> None:
+        sizes = self.sizes
+        for name in sizes.cameras:
+            if name not in sight.images:
+                raise InvalidValueError("cameras", sorted(sight.images), list(sizes.cameras))
+            shape = list(sight.images[name].shape[axes:])
+            if shape != [sizes.image, sizes.image, 3]:
+                raise InvalidValueError(f"image of {name!r}", shape, [sizes.image, sizes.image, 3])
+            if (dtype := sight.images[name].dtype) != torch.uint8:
+                raise InvalidValueError(f"image of {name!r}", dtype, [torch.uint8])
+        for name, seen, allowed in (
+            ("proprioception", sight.proprioception, (sizes.proprioception,)),
+            ("objects", sight.objects, sizes.objects),
+            ("oracle", sight.oracle, (sizes.oracle,)),
+            ("words", sight.words, (sizes.length,)),
+        ):
+            if tuple(seen.shape[axes:]) != tuple(allowed):
+                raise InvalidValueError(name, list(seen.shape[axes:]), list(allowed))
+
+
+class Perception(Perceiver):
     """Turns sights into the two streams that a memory keeps.
 
     Every camera's image becomes tokens by an encoder that the cameras share, marked by camera;
@@ -166,12 +204,7 @@ class Perception(nn.Module):
         self.norm = nn.LayerNorm(cognitive)
 
     def forward(self, sight: Sight) -> Streams:
-        """Perceive sights `[*batch, ...]`; the streams are `[*batch, N, D]` and `[*batch, 1, E]`.
-
-        Raises:
-            InvalidValueError: If a camera is missing, a part has another size, or an image is
-                not of bytes.
-        """
+        """Perceive sights; there is one cognitive token."""
         batch = sight.proprioception.shape[:-1]
         self._check(sight, len(batch))
         views = []
@@ -196,25 +229,6 @@ class Perception(nn.Module):
             query = reader(query, everything)
         cognitive = self.norm(query)
         return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
-
-    def _check(self, sight: Sight, axes: int) -> None:
-        sizes = self.sizes
-        for name in sizes.cameras:
-            if name not in sight.images:
-                raise InvalidValueError("cameras", sorted(sight.images), list(sizes.cameras))
-            shape = list(sight.images[name].shape[axes:])
-            if shape != [sizes.image, sizes.image, 3]:
-                raise InvalidValueError(f"image of {name!r}", shape, [sizes.image, sizes.image, 3])
-            if (dtype := sight.images[name].dtype) != torch.uint8:
-                raise InvalidValueError(f"image of {name!r}", dtype, [torch.uint8])
-        for name, seen, allowed in (
-            ("proprioception", sight.proprioception, (sizes.proprioception,)),
-            ("objects", sight.objects, sizes.objects),
-            ("oracle", sight.oracle, (sizes.oracle,)),
-            ("words", sight.words, (sizes.length,)),
-        ):
-            if tuple(seen.shape[axes:]) != tuple(allowed):
-                raise InvalidValueError(name, list(seen.shape[axes:]), list(allowed))
 
 
 class _Reader(nn.Module):

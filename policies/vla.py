@@ -14,7 +14,7 @@ from engram.memory.sequence.streams import Streams
 from engram.policies.action_expert import ActionExpert
 from engram.policies.action_scale import ActionScale
 from engram.policies.denoising import Denoising, Flow
-from engram.policies.perception import Perception, Sight
+from engram.policies.perception import Perceiver, Sight
 
 
 class ActingState(NamedTuple):
@@ -57,7 +57,7 @@ class VLA(nn.Module):
 
     def __init__(
         self,
-        perception: Perception,
+        perception: Perceiver,
         memory: Callable[..., SequenceMemory[Any]],
         expert: Callable[..., ActionExpert],
         scale: ActionScale,
