@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,9 +286,9 @@ def test_what_cannot_be_seen_or_said_is_refused(dataset: Callable[..., Any]):
     with pytest.raises(DataError, match="task is None; allowed: a list of 2 instructions"):
         policy.select_action({key: value for key, value in observe().items() if key != "task"})
     with pytest.raises(InvalidValueError, match=r"policy.words is \[\]"):
-        type(policy)(EngramVLAConfig(**{**vars(policy.config), "words": []}))
+        type(policy)(replace(policy.config, words=[]))
     with pytest.raises(InvalidValueError, match=r"a camera and observation\.state"):
-        type(policy)(EngramVLAConfig(**{**vars(policy.config), "input_features": {}}))
+        type(policy)(replace(policy.config, input_features={}))
     batch = default_collate([samples(policy, dataset)[4]])
     batch["action"] = batch["action"][:, 1:]
     with pytest.raises(DataError, match="action has 5 steps; allowed: 6"):
