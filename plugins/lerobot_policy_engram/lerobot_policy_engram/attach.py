@@ -20,6 +20,9 @@ POLICIES = ("act", "diffusion", "smolvla")
 def attach_memory(policy: PreTrainedPolicy, config: MemoryConfig | None = None) -> Any:
     """Give a policy a memory, in place; until it is trained the policy does what it did before.
 
+    Its losses, too, are the same numbers for the same seed, unless the memory has dropout
+    (`memoryvla_plus`) and draws random numbers of its own.
+
     The policy keeps its weights and stays an instance of its class. It becomes one of the class
     `engram_<name>`, whose checkpoints LeRobot's own commands read (`--policy.path=...`).
 

@@ -19,6 +19,7 @@ MEMORIES = {
     "window": {"layer": {"window": 4}},
     "hcam": {"layer": {"chunk": 2, "capacity": 2, "top_k": 1}},
     "memo": {"segment": 2, "summary": 1, "capacity": 2},
+    "memoryvla": {"capacity": 3},
 }
 
 

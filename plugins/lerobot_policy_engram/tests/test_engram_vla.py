@@ -188,6 +188,8 @@ def test_a_plan_writes_the_memory_once(dataset: Callable[..., Any]):
     assert policy.predict_action_chunk(observe()).shape == (2, 4, 2)
     policy.predict_action_chunk(observe())
     assert policy._state.memory.age.tolist() == [2, 2]
+    policy.observe(observe())
+    assert policy._state.memory.age.tolist() == [3, 3]
 
 
 def test_chunks_go_on_where_the_last_ended(dataset: Callable[..., Any]):

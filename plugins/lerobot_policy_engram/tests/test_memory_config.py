@@ -9,12 +9,12 @@ from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence import GRU, Window
 from lerobot_policy_engram import MemoryConfig
 from lerobot_policy_engram.gated_memory import GatedMemory
-from lerobot_policy_engram.memory_config import make_memory, presets
+from lerobot_policy_engram.memory_config import BANKS, make_memory, presets
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", [*presets(), *BANKS])
 def test_every_preset_of_engram_runs_between_the_projections(name: str):
-    memory = GatedMemory(5, 3, MemoryConfig(name, width=16))
+    memory = GatedMemory(5, 3, MemoryConfig(name, width=16)).eval()  # one bank drops out
     torch.nn.init.normal_(memory.reading.weight)
     features, start = torch.randn(6, 2, 5), torch.tensor([[1, 1], *[[0, 0]] * 5]) > 0
     with torch.no_grad():
@@ -53,6 +53,7 @@ def test_any_memory_class_can_be_named():
         (MemoryConfig("gru", {"size": 3}), "settings of gru"),
         (MemoryConfig("window", {"layer": {"windows": 3}}), "settings of window"),
         (MemoryConfig("engram.memory.sequence.GRU", {"size": 3}), "settings of engram.memory"),
+        (MemoryConfig("memoryvla", {"consolidation": "fifo"}), "allowed: capacity, dropout"),
         (MemoryConfig("gru", {"_target_": "os.system"}), "names of settings"),
         (MemoryConfig("hcam", {"layer": {"_target_": "os.system"}}), "names of settings"),
         (MemoryConfig("hcam", width=7), "d_in"),
