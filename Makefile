@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard kernels/source/
 	@echo "Installing engram and its tools into $(VENV); the first time takes some minutes."
 	@$(PYTHON) -m venv $(VENV)
 	@touch $(INSTALLING)
-	@$(BIN)/python -m pip install -qq --editable ".[dev,map,mujoco,ray,rllib,sb3,warp]" --constraint constraints.txt
+	@$(BIN)/python -m pip install -qq --editable ".[demonstrations,dev,manipulation,map,mujoco,ray,rllib,sb3,warp]" --constraint constraints.txt
 	@mv $(INSTALLING) $(INSTALLED)
 	@touch $(INSTALLED)
 

@@ -41,7 +41,7 @@ def build_env(
     accepted = inspect.signature(get_class(settings["_target_"])).parameters
     if "device" in accepted:
         settings["device"] = str(device)
-    return _instantiate(settings, num_envs=num_envs, seed=seed)
+    return instantiate_plainly(settings, num_envs=num_envs, seed=seed)
 
 
 def build_stream(
@@ -54,7 +54,7 @@ def build_stream(
 
 def build_agent(tree: dict[str, Any], stream: Stream, seed: int) -> ActorCritic:
     """Build the policy on the stream's device, with the initial weights of its seed."""
-    memory = _instantiate(tree["memory"])
+    memory = instantiate_plainly(tree["memory"])
 
     def make() -> ActorCritic:
         return ActorCritic(
@@ -70,7 +70,7 @@ def build_agent(tree: dict[str, Any], stream: Stream, seed: int) -> ActorCritic:
 
 def build_settings(tree: dict[str, Any]) -> PPOSettings:
     """Build the settings of PPO."""
-    settings = _instantiate(tree["agent"])
+    settings = instantiate_plainly(tree["agent"])
     assert isinstance(settings, PPOSettings)
     return settings
 
@@ -123,7 +123,7 @@ def _build_share(
     return stream, build_agent(tree, stream, seed)
 
 
-def _instantiate(settings: dict[str, Any], **more: Any) -> Any:
+def instantiate_plainly(settings: dict[str, Any], **more: Any) -> Any:
     """Call Hydra's instantiate, and hand on the error that says what is wrong."""
     with _plain_errors(settings["_target_"]):
         return instantiate(settings, **more)

@@ -66,7 +66,7 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
         EngramError: On the first thing that is wrong, in one line.
     """
     memories, rest = _split_memories(arguments, several=several)
-    _check_keys(rest, [f"memory={memories[0]}"] if memories else [])
+    check_keys(rest, [f"memory={memories[0]}"] if memories else [])
     arguments = [*rest, f"memory={memories[0]}"] if memories else rest
     tree, chosen = _compose(arguments)
     tree = conform(tree, compose_tree(_groups(arguments)))
@@ -80,7 +80,7 @@ def compose_settings(arguments: list[str], *, several: bool) -> Settings:
         env=env,
         memories=names,
         budget=_whole("budget", tree["budget"]),
-        seeds=_seeds(tree["seeds"]),
+        seeds=parse_seeds(tree["seeds"]),
         device=device,
         out=Path(str(out)) if out else default,
         resume=tree["resume"],
@@ -121,9 +121,9 @@ def tree_for(arguments: list[str], memory: str) -> dict[str, Any]:
     return conform(compose_tree(arguments), compose_tree(_groups(arguments)))
 
 
-def _groups(arguments: list[str]) -> list[str]:
+def _groups(arguments: list[str], groups: tuple[str, ...] = GROUPS) -> list[str]:
     """Return those arguments that choose a file."""
-    return [argument for argument in arguments if argument.partition("=")[0] in GROUPS]
+    return [argument for argument in arguments if argument.partition("=")[0] in groups]
 
 
 def _split_memories(arguments: list[str], *, several: bool) -> tuple[list[str], list[str]]:
@@ -156,19 +156,35 @@ def _names(seen: Any) -> list[str]:
     return seen
 
 
-def _check_keys(arguments: list[str], memory: list[str]) -> None:
-    """Refuse keys that the configuration does not have, level by level."""
-    groups = memory + _groups(arguments)
+def check_keys(
+    arguments: list[str],
+    chosen: list[str],
+    *,
+    run: str = "train",
+    groups: tuple[str, ...] = GROUPS,
+) -> None:
+    """Refuse keys that the configuration does not have, level by level.
+
+    Args:
+        arguments: As typed, without those in `chosen`.
+        chosen: Arguments that choose files besides.
+        run: Name of the YAML file of the whole run.
+        groups: Keys that choose files.
+
+    Raises:
+        UsageError: On the first key that does not exist.
+    """
+    chosen = chosen + _groups(arguments, groups)
     tree: Any = None
     for argument in arguments:
         key = argument.partition("=")[0]
-        if key in GROUPS or key.startswith("~"):
+        if key in groups or key.startswith("~"):
             continue
         if key.startswith("+"):  # a key of a callable that no file lists; the rest is in a file
             key = key.lstrip("+")
             key = key.rpartition(".")[0] or key
         if tree is None:
-            tree = compose_tree(groups)
+            tree = compose_tree(chosen, run=run)
         node: Any = tree
         for depth, name in enumerate(key.split(".")):
             allowed = [k for k in node if not k.startswith("_")] if isinstance(node, dict) else []
@@ -180,18 +196,18 @@ def _check_keys(arguments: list[str], memory: list[str]) -> None:
             node = node[name]
 
 
-def compose_tree(overrides: list[str]) -> dict[str, Any]:
-    """Compose `train.yaml` with Hydra; return the resolved tree."""
-    return _compose(overrides)[0]
+def compose_tree(overrides: list[str], *, run: str = "train") -> dict[str, Any]:
+    """Compose the YAML file of a run with Hydra; return the resolved tree."""
+    return _compose(overrides, run)[0]
 
 
-def _compose(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _compose(overrides: list[str], run: str = "train") -> tuple[dict[str, Any], dict[str, str]]:
     """Return the resolved tree, and which file of each group it took."""
     GlobalHydra.instance().clear()
     try:
         OverridesParser.create().parse_overrides(overrides=overrides)
         with initialize_config_module("engram.configs", version_base="1.3"):
-            config = compose("train", overrides, return_hydra_config=True)
+            config = compose(run, overrides, return_hydra_config=True)
         chosen = {str(group): str(name) for group, name in config.hydra.runtime.choices.items()}
         OmegaConf.set_struct(config, False)
         del config["hydra"]
@@ -208,7 +224,8 @@ def _whole(name: str, seen: Any) -> int:
     return seen
 
 
-def _seeds(seen: Any) -> list[int]:
+def parse_seeds(seen: Any) -> list[int]:
+    """Turn the key `seeds`, a number of seeds or a list, into a list."""
     if isinstance(seen, list):
         good = all(isinstance(s, int) and not isinstance(s, bool) for s in seen)
         if not seen or not good or len(set(seen)) < len(seen):
@@ -241,6 +258,11 @@ def _workers(tree: dict[str, Any], device: torch.device) -> int:
         if seen not in ("auto", 1):
             raise InvalidValueError("workers", seen, "1 (runs at a time) where Ray spreads each")
         return 1
+    return parse_workers(seen, device)
+
+
+def parse_workers(seen: Any, device: torch.device) -> int:
+    """Turn the key `workers` into a number of runs at a time."""
     if seen == "auto":
         return 1 if device.type == "cuda" else len(os.sched_getaffinity(0))
     return _whole("workers", seen)

@@ -24,6 +24,7 @@ FREE = {
     "resume",
     "workers",
     "memories",
+    "tasks",
     "checkpoint_seconds",
     "mirror",
     "sweep",

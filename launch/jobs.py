@@ -30,7 +30,13 @@ class JobFailedError(EngramError):
     """A run ended with an error; the message is that of the run."""
 
 
-def run_jobs(jobs: list[Job], *, workers: int, console: Console) -> bool:
+Run = Callable[..., Any]
+"""Runs a job: `run(job, report=..., stopping=...)`, which returns None if it was stopped."""
+
+
+def run_jobs(
+    jobs: list[Job], *, workers: int, console: Console, run: Run = run_job, unit: str = "steps"
+) -> bool:
     """Run all jobs.
 
     On SIGINT or SIGTERM every running job saves a checkpoint and ends.
@@ -39,6 +45,9 @@ def run_jobs(jobs: list[Job], *, workers: int, console: Console) -> bool:
         jobs: What to run, in this order.
         workers: Runs at a time; with one, everything happens in this process.
         console: Where the progress bar goes.
+        run: What runs one, a function at the top of a module; its reports have `steps`,
+            `steps_per_second`, `episodes` and `score`.
+        unit: What a budget counts.
 
     Returns:
         Whether all jobs were finished.
@@ -46,15 +55,17 @@ def run_jobs(jobs: list[Job], *, workers: int, console: Console) -> bool:
     Raises:
         EngramError: If a job fails; the others are stopped, with checkpoints.
     """
-    with _signals() as stopping, _bar(jobs, console) as advance:
+    with _signals() as stopping, _bar(jobs, console, unit) as advance:
         if workers == 1 or len(jobs) == 1:
             with _ray(jobs):
-                return _run_here(jobs, stopping, advance)
-        return _run_in_workers(jobs, min(workers, len(jobs)), stopping, advance)
+                return _run_here(jobs, run, stopping, advance)
+        return _run_in_workers(jobs, run, min(workers, len(jobs)), stopping, advance)
 
 
 def _ray(jobs: list[Job]) -> AbstractContextManager[None]:
     """Join Ray once for all runs, where they need it."""
+    if "ray" not in jobs[0].tree:
+        return nullcontext()
     settings = ray_settings(jobs[0].tree)
     cuda = jobs[0].device.startswith("cuda")
     gpus = settings.learners if cuda and settings.learners > 1 else 0
@@ -62,26 +73,33 @@ def _ray(jobs: list[Job]) -> AbstractContextManager[None]:
 
 
 def _run_here(
-    jobs: list[Job], stopping: threading.Event, advance: Callable[[Job, Report], None]
+    jobs: list[Job],
+    run: Run,
+    stopping: threading.Event,
+    advance: Callable[[Job, Report], None],
 ) -> bool:
     for job in jobs:
         torch.set_num_threads(job.tree["threads"])
-        result = run_job(job, report=lambda r, j=job: advance(j, r), stopping=stopping.is_set)
+        result = run(job, report=lambda r, j=job: advance(j, r), stopping=stopping.is_set)
         if result is None:
             return False
     return True
 
 
 def _run_in_workers(
-    jobs: list[Job], workers: int, stopping: threading.Event, advance: Callable[[Job, Report], None]
+    jobs: list[Job],
+    run: Run,
+    workers: int,
+    stopping: threading.Event,
+    advance: Callable[[Job, Report], None],
 ) -> bool:
     """Hand jobs to worker processes, one pipe each: a worker that dies blocks nobody's lock."""
-    with _crew(workers) as crew:
+    with _crew(run, workers) as crew:
         return _hand_out(jobs, crew, stopping, advance)
 
 
 @contextmanager
-def _crew(workers: int) -> Iterator[dict[Any, BaseProcess]]:
+def _crew(run: Run, workers: int) -> Iterator[dict[Any, BaseProcess]]:
     """Start workers; yield them by their pipes, and leave none behind."""
     # spawn: a fork would copy a torch that has already started threads
     context = multiprocessing.get_context("spawn")
@@ -90,7 +108,7 @@ def _crew(workers: int) -> Iterator[dict[Any, BaseProcess]]:
         for _ in range(workers):
             here, there = context.Pipe()
             # no daemon: environments may have processes of their own
-            process = context.Process(target=_work, args=(there,))
+            process = context.Process(target=_work, args=(run, there))
             process.start()
             there.close()
             crew[here] = process
@@ -146,25 +164,25 @@ def _hand_out(
     return finished == len(jobs)
 
 
-def _work(pipe: Any) -> None:
+def _work(run: Run, pipe: Any) -> None:
     """Run jobs until there are none; SIGTERM ends the running one with a checkpoint."""
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
     try:
         pipe.send(("ready", None))
         while (job := pipe.recv()) is not None:
-            pipe.send(_outcome(job, lambda r: pipe.send(("report", r)), stopping.is_set))
+            pipe.send(_outcome(run, job, lambda r: pipe.send(("report", r)), stopping.is_set))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # whom this worker works for is gone
 
 
 def _outcome(
-    job: Job, report: Callable[[Report], None], stopping: Callable[[], bool]
+    run: Run, job: Job, report: Callable[[Report], None], stopping: Callable[[], bool]
 ) -> tuple[str, str | None]:
     """Run a job; say how it ended."""
     torch.set_num_threads(job.tree["threads"])
     try:
-        result = run_job(job, report=report, stopping=stopping)
+        result = run(job, report=report, stopping=stopping)
     except (BrokenPipeError, ConnectionResetError):
         raise
     except (EngramError, OSError) as error:
@@ -197,7 +215,7 @@ def _signals() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _bar(jobs: list[Job], console: Console) -> Iterator[Callable[[Job, Report], None]]:
+def _bar(jobs: list[Job], console: Console, unit: str) -> Iterator[Callable[[Job, Report], None]]:
     """Show one bar for all steps, and the last score of every memory."""
     columns = (
         TextColumn("{task.description}"),
@@ -225,7 +243,7 @@ def _bar(jobs: list[Job], console: Console) -> Iterator[Callable[[Job, Report], 
             progress.update(
                 task,
                 completed=min(sum(steps.values()), total),
-                speed=f"{speed:,.0f} steps/s",
+                speed=f"{speed:,.0f} {unit}/s",
                 scores="  ".join(f"{name} {score:.2f}" for name, score in scores.items()),
             )
 

@@ -15,6 +15,9 @@ commands
   sweep    search any keys: memory=gru,hcam agent.learning_rate=tag(log,interval(1e-4,1e-2))
   eval     evaluate trained runs on fresh seeds: engram eval out=<folder>
   info     memories, environments and devices to choose from
+  demos    record demonstrations: engram demos task=shell_game out=FOLDER
+  clone    clone demonstrations with memories: task=[..] memory=[..], or study=NAME
+  film     an episode as MP4 or GIF: engram film task=put_back out=FILE [run=FOLDER]
   map      voxel map of a recording: engram map <folder> voxel_size=0.05 max_range=5
            --view shows it in a Rerun viewer while it is made, view=FILE.rrd records that
 
@@ -32,7 +35,7 @@ examples
   engram train memory=hcam env=ballet budget=2_000_000
   engram train memory=gru env=masked_mujoco ray.workers=8 ray.address=auto
 """
-COMMANDS = ("train", "compare", "sweep", "eval", "info", "map")
+COMMANDS = ("train", "compare", "sweep", "eval", "info", "map", "demos", "clone", "film")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,6 +88,18 @@ def _dispatch(command: str, rest: list[str], console: Console) -> int:
         from engram.launch.sweep import sweep
 
         return sweep(rest, console)
+    if command == "demos":
+        from engram.launch.demos import demos
+
+        return demos(rest, console)
+    if command == "clone":
+        from engram.launch.clone import clone
+
+        return clone(rest, console)
+    if command == "film":
+        from engram.launch.film import film
+
+        return film(rest, console)
     if command == "map":
         from engram.launch.mapping import build_map
 

@@ -134,6 +134,32 @@ workers act while the learner learns, the parts overlap.</p>
 """
 
 
+def clone_page(title: str, png: bytes, rates: Cells, config: str) -> str:
+    """Return the HTML report of a study of cloning.
+
+    Args:
+        title: Its heading.
+        png: The figure.
+        rates: The table of fresh episodes.
+        config: The resolved configuration, as text.
+    """
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>{STYLE}</style></head><body>
+<h1>{html.escape(title)}</h1>
+<img alt="First choices and success against the gap" src="data:image/png;base64,{_base64(png)}">
+<h2>Fresh episodes</h2>
+{_table(rates)}
+<p>Success and first choice: shares of episodes that nobody demonstrated, mean over seeds, ± half
+the 95 % interval over seeds (Student's t). An episode without a choice counts as wrong. Chance:
+first choices of the best policy without memory. Shaded: gaps of training. Seconds: of training,
+without evaluations.</p>
+<h2>Configuration</h2>
+<pre>{html.escape(config)}</pre>
+</body></html>
+"""
+
+
 def _table(cells: Cells) -> str:
     header, lines = cells
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)

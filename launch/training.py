@@ -87,7 +87,7 @@ def _spend(
     learners = training.learners
     mirror = Mirror(job.tree["mirror"], job.folder)
     saved = time.monotonic()
-    with _metrics(job, training.steps) if learners.rank == 0 else nullcontext() as write:
+    with metrics(job, training.steps) if learners.rank == 0 else nullcontext() as write:
         while not training.finished:
             result = training.iterate()
             stop, due = False, False
@@ -115,7 +115,7 @@ def _send(mirror: Mirror) -> None:
 
 
 @contextmanager
-def _metrics(job: Job, steps: int) -> Iterator[Callable[[Report], None]]:
+def metrics(job: Job, steps: int) -> Iterator[Callable[[Report], None]]:
     """Yield what writes a report to `metrics.jsonl` and TensorBoard's events."""
     from torch.utils.tensorboard.writer import SummaryWriter
 

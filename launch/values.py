@@ -19,7 +19,9 @@ LEAST: dict[str, float] = {
 """Numbers that only the command line reads, and the least each may be."""
 
 
-def conform(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def conform(
+    tree: dict[str, Any], defaults: dict[str, Any], *, least: dict[str, float] = LEAST
+) -> dict[str, Any]:
     """Return a configuration whose every value is of the kind of its default.
 
     Whole numbers may be written as 1e6. A value whose default is null may be of any kind; keys
@@ -28,17 +30,18 @@ def conform(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     Args:
         tree: The configuration, resolved.
         defaults: The same groups, without the values that were typed.
+        least: The least that numbers may be, by their dotted keys.
 
     Raises:
         InvalidValueError: On the first value of another kind, not finite, or below its least.
     """
     conformed = _conform(tree, defaults, "")
-    for key, least in LEAST.items():
+    for key, bound in least.items():
         value: Any = conformed
         for name in key.split("."):
             value = value[name]
-        if value < least:
-            raise InvalidValueError(key, value, f"{least:g} or more")
+        if value < bound:
+            raise InvalidValueError(key, value, f"{bound:g} or more")
     return conformed
 
 
@@ -55,7 +58,7 @@ def _conform(value: Any, default: Any, key: str) -> Any:
             _conform(entry, None, key)
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidValueError(key, value, "finite numbers")
-    if key in ("seeds", "workers", "device", "memories"):
+    if key in ("seeds", "workers", "device", "memories", "tasks"):
         return value  # of several kinds; config.py checks them
     return _of_kind(value, default, key)
 

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
-from engram.memory.sequence.attention import attend
 from engram.memory.sequence.streams import Streams
+from engram.policies.attention import CrossAttention
 from engram.policies.language import WordEncoder
 from engram.policies.vision import ConvPatches
 
@@ -175,22 +175,15 @@ class _Reader(nn.Module):
 
     def __init__(self, width: int, features: int, heads: int):
         super().__init__()
-        self.heads = heads
         self.norms = nn.ModuleList(
             [nn.LayerNorm(width), nn.LayerNorm(features), nn.LayerNorm(width)]
         )
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(features, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.attention = CrossAttention(width, heads, features)
         self.mlp = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        q = rearrange(self.query(self.norms[0](query)), "n C (H d) -> n H C d", H=self.heads)
-        k, v = rearrange(
-            self.key_value(self.norms[1](tokens)), "n N (s H d) -> s n H N d", s=2, H=self.heads
-        )
-        y = attend(q, k, v)
-        query = query + self.out(rearrange(y, "n H C d -> n C (H d)"))
+        read = self.attention(self.norms[0](query), self.attention.keys(self.norms[1](tokens)))
+        query = query + read
         return query + self.mlp(self.norms[2](query))

@@ -25,7 +25,7 @@ class EpisodeTable:
         self.folder, self.count = folder, info["total_episodes"]
         self.damage: dict[int, str] = {}
         """What is wrong, by episode."""
-        self._chunks_size = info.get("chunks_size", layout.FILES_IN_CHUNK)
+        self._chunks_size = info["chunks_size"]
         self._rows: dict[int, tuple[dict[str, list[Any]], int]] = {}
         self._tables: list[Any] = []
         broken = []
@@ -56,7 +56,7 @@ class EpisodeTable:
                 raise DataError(f"{path} is damaged: episode {episode} has no task")
             if episode < self.count:
                 self._rows[episode] = (columns, row)
-        inside = pa_filter(table, self.count)
+        inside = _below(table, self.count)
         if len(inside):
             self._tables.append(inside)
 
@@ -120,7 +120,7 @@ class EpisodeTable:
             pa.parquet.write_table(pa.table(columns), file)
 
 
-def pa_filter(table: Any, count: int) -> Any:
+def _below(table: Any, count: int) -> Any:
     """Return the rows of episodes below `count`."""
     import pyarrow.compute
 

@@ -65,9 +65,7 @@ def check_features(features: Mapping[str, Feature]) -> None:
             taken = ", ".join(["task", *INDEX])
             raise InvalidValueError("name of a feature", key, f"no '/', and none of {taken}")
         if feature.dtype not in (*IMAGES, *FLOATS, *NUMBERS):
-            raise InvalidValueError(
-                f"dtype of {key}", feature.dtype, (*IMAGES, *FLOATS, *NUMBERS)
-            )
+            raise InvalidValueError(f"dtype of {key}", feature.dtype, (*IMAGES, *FLOATS, *NUMBERS))
         if not feature.shape or min(feature.shape) < 1 or len(feature.shape) > 5:
             raise InvalidValueError(f"shape of {key}", feature.shape, "1 to 5 positive sizes")
         if feature.dtype in IMAGES and (len(feature.shape) != 3 or feature.shape[2] != 3):
@@ -107,7 +105,7 @@ def not_finite(column: np.ndarray) -> int | None:
     """Return the first frame that holds NaN or infinity."""
     if column.dtype.kind != "f":
         return None
-    finite = np.isfinite(column).reshape(len(column), -1).all(1)
+    finite = np.isfinite(column).all(axis=tuple(range(1, column.ndim)))
     return None if finite.all() else int(finite.argmin())
 
 

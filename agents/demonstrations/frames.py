@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,15 +15,7 @@ from engram.kernels.errors import DataError, one_line
 FILES_OPEN = 32
 
 
-class Closable(Protocol):
-    """Something that holds a file."""
-
-    def close(self) -> None:
-        """Let go of it."""
-        ...
-
-
-F = TypeVar("F", bound=Closable)
+F = TypeVar("F")
 
 
 class OpenFiles:
@@ -32,11 +24,14 @@ class OpenFiles:
     def __init__(self):
         self._process = os.getpid()
         self._files: OrderedDict[Path, Any] = OrderedDict()
+        self._inherited: list[OrderedDict[Path, Any]] = []
 
     def get(self, path: Path, opening: Callable[[Path], F]) -> F:
         """Return the open file, opening it where it is not."""
         if self._process != os.getpid():
-            # A forked process shares the position in its parent's files.
+            # A forked process shares the position in its parent's files, and not the threads that
+            # closing them would wait for: they are kept, and used no more.
+            self._inherited.append(self._files)
             self._process, self._files = os.getpid(), OrderedDict()
         if path not in self._files:
             self._files[path] = opening(path)
@@ -51,7 +46,7 @@ class OpenFiles:
             self._files.popitem()[1].close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_process": 0, "_files": OrderedDict()}
+        return {"_process": 0, "_files": OrderedDict(), "_inherited": []}
 
 
 class FrameFile:
@@ -109,7 +104,8 @@ class FrameFile:
             DataError: If the file is damaged.
         """
         rows = first + wanted
-        low, high = np.searchsorted(self._ends, [rows.min(), rows.max()], side="right")
+        span = [rows.min(), rows.max()] if len(rows) else [first, first]
+        low, high = np.searchsorted(self._ends, span, side="right")
         begins = int(self._ends[low - 1]) if low else 0
         try:
             table = self._file.read_row_groups(list(range(low, high + 1)), columns=keys)

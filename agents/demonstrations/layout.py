@@ -1,11 +1,11 @@
 """Where a LeRobot data set of version 3.0 keeps what, and how its index files are written.
 
-    meta/info.json                              features, frame rate, totals
-    meta/stats.json                             statistics of all frames
-    meta/tasks.parquet                          instructions and their numbers
-    meta/episodes/chunk-000/file-000.parquet    one row per episode: where its frames are
-    data/chunk-000/file-000.parquet             one row per frame
-    videos/<camera>/chunk-000/file-000.mp4      many episodes, one after another
+meta/info.json                              features, frame rate, totals
+meta/stats.json                             statistics of all frames
+meta/tasks.parquet                          instructions and their numbers
+meta/episodes/chunk-000/file-000.parquet    one row per episode: where its frames are
+data/chunk-000/file-000.parquet             one row per frame
+videos/<camera>/chunk-000/file-000.mp4      many episodes, one after another
 """
 
 import contextlib
@@ -90,9 +90,14 @@ def read_info(folder: Path) -> dict[str, Any]:
             f"{folder / INFO}: version of the data set is {version!r}; allowed: {VERSION!r} "
             "(LeRobot converts v2.1)"
         )
-    for name in ("total_episodes", "total_frames", "fps"):
-        if not isinstance(info.get(name), int) or info[name] < (name == "fps"):
+    for name in ("total_episodes", "total_frames"):
+        if not isinstance(info.get(name), int) or info[name] < 0:
             raise DataError(f"{folder / INFO} is damaged: {name} is {info.get(name)!r}")
+    if not isinstance(info.get("fps"), int | float) or info["fps"] <= 0:
+        raise DataError(f"{folder / INFO} is damaged: fps is {info.get('fps')!r}")
+    chunks = info.setdefault("chunks_size", FILES_IN_CHUNK)
+    if not isinstance(chunks, int) or chunks < 1:
+        raise DataError(f"{folder / INFO} is damaged: chunks_size is {chunks!r}")
     return info
 
 

@@ -21,7 +21,7 @@ from engram.kernels.errors import DataError, one_line
 class Pending(NamedTuple):
     """A complete episode, ready to be copied into the files of the data set."""
 
-    index: int
+    number: int
     """Its number in the data set."""
     task: str
     """Its instruction."""
@@ -57,7 +57,7 @@ def write(folder: Path, episode: Pending) -> int:
         for camera, video in episode.videos.items():
             archive.writestr(f"{camera}.mp4", video)
     content = file.getvalue()
-    with whole_file(path_of(folder, episode.index)) as output:
+    with whole_file(path_of(folder, episode.number)) as output:
         output.write(content)
     return len(content)
 
@@ -101,6 +101,13 @@ def waiting(folder: Path, committed: int) -> list[int]:
     if kept != list(range(committed, committed + len(kept))):
         raise DataError(f"{folder / '.pending'} lacks episode {committed}; it holds {kept}")
     return kept
+
+
+def tidy(folder: Path) -> None:
+    """Remove the folder of waiting episodes where none waits."""
+    place = folder / ".pending"
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()
 
 
 def rows(episode: Pending) -> Any:

@@ -23,8 +23,8 @@ class Demonstrations:
 
     Args:
         folder: The data set, with `meta/info.json` in it.
-        skip_damaged: Leave out the episodes that `check` finds damaged; this reads everything once.
-            Otherwise reading a damaged episode raises.
+        skip_damaged: Read everything once and leave out the episodes that are damaged; `damage`
+            says which. Without it, reading a damaged episode raises.
 
     Raises:
         DataError: If the folder holds no data set of version 3.0, or its index is damaged.
@@ -35,7 +35,7 @@ class Demonstrations:
         self.folder = Path(folder)
         self.info: dict[str, Any] = layout.read_info(self.folder)
         """`meta/info.json`."""
-        self.fps: int = self.info["fps"]
+        self.fps: float = self.info["fps"]
         """Frames per second."""
         declared = from_json(self.info.get("features"), self.folder / layout.INFO)
         self.features: dict[str, Feature] = {
@@ -45,15 +45,13 @@ class Demonstrations:
         self._all = {**declared, **INDEX}
         self._table = EpisodeTable(self.folder, self.info)
         self._files = OpenFiles()
-        self._tasks = layout.read_tasks(self.folder / layout.TASKS) if self._table.count else []
-        self.numbers: Int[np.ndarray, " E"] = np.arange(self._table.count)
-        """The number of each episode in the data set; they differ where damaged ones are left
-        out."""
-        if skip_damaged:
-            damaged = self.damage()
-            self.numbers = np.array([n for n in self.numbers if n not in damaged], dtype=np.int64)
-        else:
+        self.damage: dict[int, str] = self._find_damage() if skip_damaged else {}
+        """What is wrong with the episodes left out, by their number in the data set."""
+        if not skip_damaged:
             self._table.raise_damage()
+        kept = [number for number in range(self._table.count) if number not in self.damage]
+        self.numbers: Int[np.ndarray, " E"] = np.array(kept, dtype=np.int64)
+        """The number of each episode in the data set: 0, 1, 2, … unless some are left out."""
 
     @property
     def count(self) -> int:
@@ -93,27 +91,29 @@ class Demonstrations:
                 raise InvalidValueError("key", key, sorted(self._all))
         length = self._table.get(number, "length")
         wanted = np.arange(length) if frames is None else _frames(frames, length)
-        file = self._frame_file(number)
+        return self._read(number, names, wanted)
+
+    def _read(
+        self, number: int, names: list[str], wanted: Int[np.ndarray, " T"]
+    ) -> dict[str, np.ndarray]:
+        """Read frames of an episode by its number in the data set."""
         try:
-            first, times = file.locate(number, length)
+            chunk, place = self._table.file(number, "data")
+            path = layout.place(self.folder, self.info.get("data_path"), chunk, place)
+            file = self._files.get(path, FrameFile)
+            first, times = file.locate(number, self._table.get(number, "length"))
             stored = [key for key in names if self._all[key].dtype != "video"]
-            table = file.read(first, wanted, stored) if stored and len(wanted) else None
-        except DataError as error:
-            raise DataError(f"episode {number}: {error}") from error
-        columns = {}
-        for key in names:
-            feature = self._all[key]
-            try:
-                if not len(wanted):
-                    columns[key] = _nothing(feature)
-                elif feature.dtype == "video":
+            table = file.read(first, wanted, stored)
+            columns = {}
+            for key in names:
+                feature = self._all[key]
+                if feature.dtype == "video":
                     columns[key] = self._video(number, key, times[wanted])
                 else:
-                    assert table is not None
-                    columns[key] = _checked(table, key, feature, wanted, file.path)
-            except DataError as error:
-                raise DataError(f"episode {number}: {error}") from error
-        return columns
+                    columns[key] = _checked(table, key, feature, wanted, path)
+            return columns
+        except DataError as error:
+            raise DataError(f"episode {number}: {error}") from error
 
     def _video(self, number: int, key: str, times: Float[np.ndarray, " T"]) -> np.ndarray:
         chunk, file = self._table.file(number, f"videos/{key}")
@@ -121,14 +121,6 @@ class Demonstrations:
         began = self._table.get(number, f"videos/{key}/from_timestamp")
         opened = self._files.get(path, video.Video)
         return opened.read(began + times, image_size(self.features[key]))
-
-    def _frame_file(self, number: int) -> FrameFile:
-        chunk, file = self._table.file(number, "data")
-        path = layout.place(self.folder, self.info.get("data_path"), chunk, file)
-        try:
-            return self._files.get(path, FrameFile)
-        except DataError as error:
-            raise DataError(f"episode {number}: {error}") from error
 
     def _number(self, episode: int) -> int:
         if not 0 <= episode < self.count:
@@ -147,7 +139,9 @@ class Demonstrations:
             InvalidValueError: If it is no column of numbers, or not 0 ≤ low < high ≤ 1.
             DataError: If there is no episode, or one is damaged.
         """
-        numeric = [k for k, f in self.features.items() if f.dtype not in ("video", "image", "string")]
+        numeric = [
+            k for k, f in self.features.items() if f.dtype not in ("video", "image", "string")
+        ]
         if key not in numeric:
             raise InvalidValueError("key", key, numeric)
         if not 0 <= low < high <= 1:
@@ -159,19 +153,16 @@ class Demonstrations:
         below, above = np.quantile(rows, [low, high], axis=0)
         return below, above
 
-    def damage(self) -> dict[int, str]:
-        """Read every episode whole; return what is wrong, by its number in the data set."""
+    def _find_damage(self) -> dict[int, str]:
+        """Read every episode whole."""
         found = dict(self._table.damage)
-        kept, self.numbers = self.numbers, np.arange(self._table.count)
-        try:
-            for number in range(self._table.count):
-                if number not in found:
-                    try:
-                        self.read(number)
-                    except DataError as error:
-                        found[number] = str(error)
-        finally:
-            self.numbers = kept
+        for number in range(self._table.count):
+            if number not in found:
+                try:
+                    length = self._table.get(number, "length")
+                    self._read(number, list(self.features), np.arange(length))
+                except DataError as error:
+                    found[number] = str(error)
         return dict(sorted(found.items()))
 
     def close(self) -> None:
@@ -185,13 +176,11 @@ def check(folder: str | Path) -> dict[int, str]:
     The others can be used with `Demonstrations(folder, skip_damaged=True)`.
 
     Raises:
-        DataError: If `meta/info.json` or the tasks cannot be read: then nothing can.
+        DataError: If `meta/info.json` cannot be read: then nothing can.
     """
     demonstrations = Demonstrations(folder, skip_damaged=True)
-    try:
-        return demonstrations.damage()
-    finally:
-        demonstrations.close()
+    demonstrations.close()
+    return demonstrations.damage
 
 
 def _frames(frames: Any, length: int) -> Int[np.ndarray, " T"]:
@@ -206,16 +195,7 @@ def _frames(frames: Any, length: int) -> Int[np.ndarray, " T"]:
     return wanted.astype(np.int64)
 
 
-def _nothing(feature: Feature) -> np.ndarray:
-    if feature.dtype in ("video", "image"):
-        return np.empty((0, *image_size(feature), 3), np.uint8)
-    dtype = "str" if feature.dtype == "string" else feature.dtype
-    return np.empty((0, *feature.shape), dtype)
-
-
-def _checked(
-    table: Any, key: str, feature: Feature, wanted: np.ndarray, path: Path
-) -> np.ndarray:
+def _checked(table: Any, key: str, feature: Feature, wanted: np.ndarray, path: Path) -> np.ndarray:
     if key not in table.column_names:
         raise DataError(f"{path} lacks the column {key}")
     try:

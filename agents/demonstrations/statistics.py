@@ -11,7 +11,9 @@ IMAGES_COUNTED = 100
 """Frames of an episode that its image statistics rest on, evenly spaced."""
 
 Statistics = dict[str, np.ndarray]
-"""min, max, mean, std, count and the quantiles of one column, float64; count is int64 [1].
+"""min, max, mean, std, count and the quantiles of one column, float64.
+
+The count is int64 [1], and so are the extremes of integers.
 
 A column of numbers has them per entry of its last axis; a column of images per channel, [3, 1, 1],
 for values scaled to 0 … 1.
@@ -24,9 +26,10 @@ def of_column(column: np.ndarray, feature: Feature) -> Statistics:
         return _of_images(column)
     rows = column.reshape(-1, column.shape[-1]).astype(np.float64)
     quantiles = np.quantile(rows, list(QUANTILES.values()), axis=0)
+    whole = column.dtype.kind in "iu"
     return {
-        "min": rows.min(0),
-        "max": rows.max(0),
+        "min": rows.min(0).astype(np.int64) if whole else rows.min(0),
+        "max": rows.max(0).astype(np.int64) if whole else rows.max(0),
         "mean": rows.mean(0),
         "std": rows.std(0),
         "count": np.array([len(column)]),

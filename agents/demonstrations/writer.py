@@ -1,16 +1,11 @@
 """Writing demonstrations: LeRobot data sets that survive the death of their writer."""
 
-import fcntl
-import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from engram.agents.demonstrations import layout, pending, statistics, video
-from engram.agents.demonstrations.columns import arrow, to_arrow
+from engram.agents.demonstrations import group, layout, pending, statistics, video
+from engram.agents.demonstrations.columns import arrow
 from engram.agents.demonstrations.episodes import EpisodeTable
 from engram.agents.demonstrations.feature import (
     INDEX,
@@ -21,7 +16,8 @@ from engram.agents.demonstrations.feature import (
     from_json,
     to_json,
 )
-from engram.kernels.errors import DataError, InvalidValueError
+from engram.agents.demonstrations.lock import FolderLock
+from engram.kernels.errors import InvalidValueError
 
 BYTES_IN_FILE = 100 * 2**20
 
@@ -68,22 +64,23 @@ class DemonstrationWriter:
         self.folder = Path(folder)
         self.features, self.fps, self.robot_type = dict(features), fps, robot_type
         self.episodes_per_file = episodes_per_file
-        self._lock = _locked(self.folder)
+        self._lock = FolderLock(self.folder)
         try:
             self._resume()
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
 
     def _resume(self) -> None:
         """Open or create the data set and count what is there."""
+        for path in self.folder.rglob(".*.partial"):  # what a killed writer had begun
+            path.unlink()
         if (self.folder / layout.INFO).exists():
             self._info = layout.read_info(self.folder)
             self._check_same()
         else:
-            ours = {".lock", ".pending", "meta"}
-            others = sorted({path.name for path in self.folder.iterdir()} - ours)
-            if others:
+            # An empty `meta` is what a writer killed at its very beginning leaves.
+            if any(path.is_file() for path in self.folder.rglob("*")):
                 raise InvalidValueError("folder", str(self.folder), "an empty one, or a data set")
             self._info = self._new_info()
             layout.write_json(self.folder / layout.INFO, self._info)
@@ -142,41 +139,11 @@ class DemonstrationWriter:
         Raises:
             InvalidValueError: If it does not fit the features or holds NaN or infinity.
         """
-        assert not self._lock.closed, "the writer is closed"
+        assert self._lock.held, "the writer is closed"
         length = check_episode(episode, self.features)
         first = self._frames + self._waiting_frames
-        steps = np.arange(length)
-        index = {
-            "timestamp": (steps / self.fps).astype(np.float32),
-            "frame_index": steps,
-            "episode_index": np.full(length, self.episodes),
-            "index": first + steps,
-            "task_index": np.full(length, self._number_of(episode.task)),
-        }
-        columns = {**episode.frames, **{key: value[:, None] for key, value in index.items()}}
-        features = {**self.features, **INDEX}
-        pa = arrow()
-        table = pa.table(
-            {
-                key: to_arrow(columns[key], feature)
-                for key, feature in features.items()
-                if feature.dtype != "video"
-            }
-        )
-        file = io.BytesIO()
-        pa.parquet.write_table(table, file)
-        complete = pending.Pending(
-            self.episodes,
-            episode.task,
-            length,
-            {key: statistics.of_column(columns[key], feature) for key, feature in features.items()},
-            file.getvalue(),
-            {
-                key: video.encode(episode.frames[key], self.fps)
-                for key, feature in self.features.items()
-                if feature.dtype == "video"
-            },
-        )
+        task = self._number_of(episode.task)
+        complete = group.prepare(episode, self.features, self.fps, self.episodes, first, task)
         self._waiting_bytes += pending.write(self.folder, complete)
         self._waiting += 1
         self._waiting_frames += length
@@ -189,12 +156,13 @@ class DemonstrationWriter:
             return
         numbers = range(self._committed, self.episodes)
         episodes = [pending.read(self.folder, number) for number in numbers]
-        chunk, number = divmod(self._next_file, self._info["chunks_size"])
-        rows = self._write_files(episodes, chunk, number)
+        rows = group.write(self.folder, self._info, episodes, self._next_file, self._frames)
         layout.write_tasks(self.folder / layout.TASKS, self._tasks)
         parts = [episode.statistics for episode in episodes]
         joined = statistics.aggregate([self._statistics, *parts] if self._statistics else parts)
-        EpisodeTable.write(self.folder / layout.EPISODES.format(**_file(chunk, number)), rows)
+        chunk, number = divmod(self._next_file, self._info["chunks_size"])
+        index = layout.place(self.folder, layout.EPISODES, chunk, number)
+        EpisodeTable.write(index, rows)
         plain = {
             key: {name: value.tolist() for name, value in column.items()}
             for key, column in joined.items()
@@ -214,48 +182,6 @@ class DemonstrationWriter:
         self._waiting = self._waiting_bytes = self._waiting_frames = 0
         pending.waiting(self.folder, self._committed)
 
-    def _write_files(
-        self, episodes: list[pending.Pending], chunk: int, number: int
-    ) -> list[dict[str, Any]]:
-        """Write the rows and videos of some episodes; return what the index says of each."""
-        pa = arrow()
-        data = layout.place(self.folder, self._info["data_path"], chunk, number)
-        with layout.whole_file(data) as file:
-            tables = [pending.rows(episode) for episode in episodes]
-            with pa.parquet.ParquetWriter(file, tables[0].schema) as writer:
-                for table in tables:  # a row group each: an episode is read without the others
-                    writer.write_table(table)
-        rows, frame = [], 0
-        for episode in episodes:
-            row: dict[str, Any] = {
-                "episode_index": episode.index,
-                "tasks": [episode.task],
-                "length": episode.length,
-                **{f"data/{name}": value for name, value in _file(chunk, number).items()},
-                "dataset_from_index": self._frames + frame,
-                "dataset_to_index": self._frames + frame + episode.length,
-            }
-            for camera in episode.videos:
-                row |= {
-                    f"videos/{camera}/{name}": value
-                    for name, value in _file(chunk, number).items()
-                }
-                row[f"videos/{camera}/from_timestamp"] = frame / self.fps
-                row[f"videos/{camera}/to_timestamp"] = (frame + episode.length) / self.fps
-            for key, column in episode.statistics.items():
-                row |= {f"stats/{key}/{name}": value.tolist() for name, value in column.items()}
-            row |= {f"meta/episodes/{name}": value for name, value in _file(chunk, number).items()}
-            rows.append(row)
-            frame += episode.length
-        for camera in episodes[0].videos:
-            path = layout.place(self.folder, self._info["video_path"], chunk, number, camera)
-            with layout.whole_file(path) as file:
-                video.join([e.videos[camera] for e in episodes], self.fps, Path(file.name))
-            declared = self._info["features"][camera]
-            if not declared.get("info"):
-                declared["info"] = video.information(episodes[0].videos[camera], self.fps)
-        return rows
-
     def _number_of(self, task: str) -> int:
         if task not in self._tasks:
             self._tasks.append(task)
@@ -263,39 +189,15 @@ class DemonstrationWriter:
 
     def close(self) -> None:
         """Flush, and let another writer have the folder."""
-        if not self._lock.closed:
+        if self._lock.held:
             try:
                 self.flush()
+                pending.tidy(self.folder)
             finally:
-                self._lock.close()
+                self._lock.release()
 
     def __enter__(self) -> "DemonstrationWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _file(chunk: int, number: int) -> dict[str, int]:
-    return {"chunk_index": chunk, "file_index": number}
-
-
-def _locked(folder: Path) -> Any:
-    """Take the folder for this process; the system lets go of it when the process dies.
-
-    Raises:
-        DataError: If another writer has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        owner = lock.read().strip()
-        lock.close()
-        raise DataError(f"process {owner or 'unknown'} is writing to {folder}") from None
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock

@@ -34,13 +34,13 @@ def _joint(i: int, axis: str) -> str:
 
 
 def _finger(side: str, sign: int) -> str:
-    # Pads are softer than the finger's rest would be, and never slip sideways.
     return f"""
 <body name="{side}" pos="0 0 0.10" gravcomp="1">
   <joint name="{side}" type="slide" axis="0 {sign} 0" range="0 {OPENING / 2}" damping="4"
          armature="0.05"/>
   <geom name="{side}_finger" type="box" size="0.011 0.006 0.032" pos="0 {sign * 0.006} 0.002"
-        mass="0.04" rgba="0.16 0.16 0.18 1" friction="1.5 0.02 0.0005" condim="4" {_PARTS}/>
+        mass="0.04" rgba="0.16 0.16 0.18 1" friction="1.5 0.02 0.0005" condim="4"
+        solref="0.01 1" {_PARTS}/>
 </body>"""
 
 

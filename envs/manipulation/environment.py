@@ -99,9 +99,7 @@ class ManipulationEnv(gymnasium.Env):
         self.episodes += 1
         return self.senses.observe(self.world, self.task), self._info()
 
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Act for a tenth of a second.
 
         Raises:
@@ -125,9 +123,12 @@ class ManipulationEnv(gymnasium.Env):
         return shared_camera(PORTRAIT, fine=True).picture(self.world, "top")
 
     def _checked(self, action: Any) -> np.ndarray:
-        value = np.asarray(action, dtype=np.float64)
+        allowed = f"{self.control.size} numbers from -1 to 1"
+        try:
+            value = np.asarray(action, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidValueError("action", action, allowed) from error
         if value.shape != (self.control.size,):
-            allowed = f"{self.control.size} numbers from -1 to 1"
             raise InvalidValueError("action", action, allowed)
         # NaN fails every comparison.
         if not np.all(np.abs(value) <= 1):

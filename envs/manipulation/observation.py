@@ -1,6 +1,7 @@
 """What a policy is given of a world: pictures, its own body, objects, words, the hidden fact."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from gymnasium import spaces
@@ -8,7 +9,8 @@ from jaxtyping import Float
 
 from engram.envs.manipulation.arm import JOINTS
 from engram.envs.manipulation.camera import shared_camera
-from engram.envs.manipulation.scene import CAMERAS, KINDS
+from engram.envs.manipulation.props import KINDS
+from engram.envs.manipulation.scene import CAMERAS
 from engram.envs.manipulation.task import Task
 from engram.envs.manipulation.world import World
 from engram.kernels.errors import InvalidValueError
@@ -48,7 +50,7 @@ class Senses:
         if self.objects:
             parts["objects"] = _numbers(len(task.props), FEATURES)
         if self.oracle:
-            parts["oracle"] = _numbers(len(task.hidden()))
+            parts["oracle"] = _numbers(task.hints)
         if self.instruction:
             parts["instruction"] = spaces.Box(0, 255, (WORDS,), dtype=np.uint8)
         return spaces.Dict(parts)
@@ -59,7 +61,7 @@ class Senses:
         body = (*world.joints, world.opening, *world.tcp)
         seen["proprioception"] = np.array(body, dtype=np.float32)
         if self.objects:
-            seen["objects"] = listed(world)
+            seen["objects"] = listed(world, task.alike)
         if self.oracle:
             seen["oracle"] = task.hidden()
         if self.instruction:
@@ -67,15 +69,23 @@ class Senses:
         return seen
 
 
-def listed(world: World) -> Float[np.ndarray, "K F"]:
-    """Return the props as numbers, zeros for those that are not shown."""
+def listed(world: World, alike: Sequence[str] = ()) -> Float[np.ndarray, "K F"]:
+    """Return the props as numbers, zeros for those that are not shown.
+
+    Args:
+        world: Where they are.
+        alike: Props that are listed from right to left, seen from the arm, wherever they have
+            moved.
+    """
     table = np.zeros((len(world.props), FEATURES), dtype=np.float32)
     tcp = world.tcp
-    for row, (name, prop) in zip(table, world.props.items(), strict=True):
+    turn = iter(sorted(alike, key=lambda name: world.position(name)[1]))
+    for row, name in zip(table, world.props, strict=True):
+        name = next(turn) if name in alike else name
         if name in world.shown:
             row[:3] = world.position(name) - tcp
             row[3:6] = world.model.geom_rgba[world.geom[name], :3]
-            row[6 + KINDS.index(prop.kind)] = 1
+            row[6 + KINDS.index(world.props[name].kind)] = 1
             row[-1] = 1
     return table
 

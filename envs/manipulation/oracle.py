@@ -17,13 +17,16 @@ class Oracle:
 
     Args:
         noise: Standard deviation of the noise on what is executed, in units of the action.
-        seed: Seed of the noise.
+        blind: Whether the hidden fact is guessed anew in each episode instead of known: what a
+            policy without memory achieves.
+        seed: Seed of noise and guesses.
     """
 
-    def __init__(self, *, noise: float = 0.0, seed: int = 0):
+    def __init__(self, *, noise: float = 0.0, blind: bool = False, seed: int = 0):
         if not 0 <= noise < float("inf"):
             raise InvalidValueError("noise", noise, "0 or more")
         self.noise = noise
+        self.blind = blind
         self.random = np.random.default_rng(seed)
         self.episode: tuple[int, int] | None = None
         self.goals: Iterator[Goal] = iter(())
@@ -33,7 +36,9 @@ class Oracle:
         """Return the action of this step, float32; where the script ends, its last goal holds."""
         episode = (id(env), env.episodes)
         if episode != self.episode:
-            self.episode, self.goals = episode, env.task.script(env.world)
+            task = env.task
+            fact = int(self.random.integers(task.facts)) if self.blind else task.fact
+            self.episode, self.goals = episode, task.script(env.world, fact)
         self.goal = next(self.goals, self.goal)
         assert self.goal is not None, "a script begins with a goal"
         return env.control.toward(self.goal.position, self.goal.opening)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from engram.envs.manipulation.motion import approach, hold, over
-from engram.envs.manipulation.scene import COLORS, Prop
-from engram.envs.manipulation.task import Goal, Range, Task, scatter
+from engram.envs.manipulation.props import COLORS, Prop
+from engram.envs.manipulation.task import Goal, Range, Task, check_least, scatter
 from engram.envs.manipulation.world import World
 from engram.kernels.errors import InvalidValueError
 
@@ -41,16 +41,13 @@ class RememberColor(Task):
         colors: int = 3,
         cue: int = 5,
         patience: int = 20,
-        gap: Range | int = (5, 15),
-        onset: Range | int = (1, 5),
+        gap: Range = (5, 15),
+        onset: Range = (1, 5),
     ):
         super().__init__(gap=gap, onset=onset)
         if not 2 <= colors <= len(_PALETTE):
             raise InvalidValueError("colors", colors, f"2 to {len(_PALETTE)}")
-        if cue < 1:
-            raise InvalidValueError("cue", cue, "1 or more")
-        if patience < 1:
-            raise InvalidValueError("patience", patience, "1 or more")
+        check_least(1, cue=cue, patience=patience)
         self.cue = cue
         self.facts = colors
         self.chance = 1 / colors
@@ -66,15 +63,14 @@ class RememberColor(Task):
         self.places = scatter(random, self.facts)
         self.order = random.permutation(self.facts)
 
-    @property
-    def target(self) -> str:
-        """The cube to touch."""
-        return self.choices[int(np.flatnonzero(self.order == self.fact)[0])]
+    def cube(self, color: int) -> str:
+        """The cube of a colour."""
+        return self.choices[int(np.flatnonzero(self.order == color)[0])]
 
     def follow(self, world: World) -> None:
         """Show, take away, offer; then judge touches."""
         shown = self.onset + self.cue
-        if self.time == self.onset or (self.time == 1 and self.onset == 0):
+        if self.time == self.onset:
             self.phase = "cue"
             world.show("cue", (*self.cue_place, 0.02), _PALETTE[self.fact])
         elif self.time == shown:
@@ -85,10 +81,11 @@ class RememberColor(Task):
             for name, place, color in zip(self.choices, self.places, self.order, strict=True):
                 world.show(name, (*place, 0.02), _PALETTE[color])
         elif self.deciding and (touched := world.touched.intersection(self.choices)):
-            self.choose(touched == {self.target})
-            self.succeeded = self.target in touched
+            right = self.cube(self.fact)
+            self.choose(touched == {right})
+            self.succeeded = right in touched
 
-    def script(self, world: World) -> Iterator[Goal]:
+    def script(self, world: World, fact: int) -> Iterator[Goal]:
         """Wait at home with the gripper closed, then touch the cube."""
-        yield from hold(world, lambda: self.deciding)
-        yield from approach(world, over(world.position(self.target), 0.015))
+        yield from hold(lambda: self.deciding)
+        yield from approach(world, over(world.position(self.cube(fact)), 0.015))

@@ -2,17 +2,17 @@
 
 import abc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from engram.envs.manipulation.scene import Prop
+from engram.envs.manipulation.props import Prop
 from engram.envs.manipulation.world import World
 from engram.kernels.errors import InvalidValueError
 
-Range = tuple[int, int]
-"""The fewest and the most of something, both included."""
+Range = int | Sequence[int]
+"""The fewest and the most of something, both included; one number means exactly so many."""
 
 
 class Goal(NamedTuple):
@@ -34,11 +34,14 @@ class Task(abc.ABC):
 
     Args:
         gap: Steps between what is shown and the decision, drawn anew each episode.
-        onset: Steps before anything is shown, drawn anew each episode.
+        onset: Steps before anything is shown, one or more, drawn anew each episode.
     """
 
     props: tuple[Prop, ...]
     """All that can be on the table, in the order of the object observations."""
+    alike: tuple[str, ...] = ()
+    """Props that look the same and change places: objects list them from right to left, so that
+    the row does not tell which is which."""
     instruction: str
     """The task in words; the same in every episode."""
     facts: int
@@ -50,7 +53,7 @@ class Task(abc.ABC):
 
     def __init__(self, *, gap: Range = (5, 15), onset: Range = (1, 5)):
         self.gaps = check_range("gap", gap)
-        self.onsets = check_range("onset", onset)
+        self.onsets = check_range("onset", onset, least=1)
         self.fact = 0
         self.clear()
 
@@ -98,11 +101,16 @@ class Task(abc.ABC):
         """What `advance` does in this task; `time` counts the steps done."""
 
     @abc.abstractmethod
-    def script(self, world: World) -> Iterator[Goal]:
-        """Yield, step by step, where one who knows the hidden fact wants the gripper."""
+    def script(self, world: World, fact: int) -> Iterator[Goal]:
+        """Yield, step by step, where one who believes in a hidden fact wants the gripper."""
+
+    @property
+    def hints(self) -> int:
+        """Numbers in `hidden()`."""
+        return self.facts
 
     def hidden(self) -> np.ndarray:
-        """The hidden fact, for policies that are told: one-hot `[facts]` float32."""
+        """The hidden fact, for policies that are told: one-hot, `[hints]` float32."""
         told = np.zeros(self.facts, dtype=np.float32)
         told[self.fact] = 1
         return told
@@ -118,21 +126,41 @@ class Task(abc.ABC):
             self.first_choice = float(correct)
 
 
-def check_range(name: str, value: Range | int) -> Range:
-    """Return a range of steps; one number means exactly so many.
+def check_range(name: str, value: Range, *, least: int = 0) -> tuple[int, int]:
+    """Return the ends of a range of steps.
 
     Raises:
-        InvalidValueError: If it is not two whole numbers, 0 <= low <= high.
+        InvalidValueError: If it is not two whole numbers, least <= low <= high.
     """
     pair = (value, value) if isinstance(value, int) else tuple(value)
-    whole = all(isinstance(end, int | np.integer) for end in pair)
-    if not (len(pair) == 2 and whole and 0 <= pair[0] <= pair[1]):
-        raise InvalidValueError(name, value, "two whole numbers [low, high], 0 <= low <= high")
-    return int(pair[0]), int(pair[1])
+    whole = all(isinstance(end, int) for end in pair)
+    if not (len(pair) == 2 and whole and least <= pair[0] <= pair[1]):
+        allowed = f"two whole numbers [low, high], {least} <= low <= high"
+        raise InvalidValueError(name, value, allowed)
+    return pair
 
 
-def scatter(random: np.random.Generator, count: int) -> np.ndarray:
-    """Draw `count` places on the table, `[count, 2]` [m], none nearer than 5 cm to another."""
-    rows, columns = np.divmod(random.permutation(12)[:count], 4)
-    cells = np.stack([0.25 + 0.082 * rows, -0.165 + 0.11 * columns], axis=1)
-    return cells + random.uniform(-1, 1, (count, 2)) * (0.012, 0.028)
+def check_least(least: int, **settings: int) -> None:
+    """Check settings that must be a whole number of some size at least.
+
+    Raises:
+        InvalidValueError: If one is not.
+    """
+    for name, value in settings.items():
+        if not isinstance(value, int) or value < least:
+            raise InvalidValueError(name, value, f"{least} or more, a whole number")
+
+
+_ROWS, _COLUMNS = np.divmod(np.arange(12), 4)
+CELLS = np.stack([0.25 + 0.082 * _ROWS, -0.165 + 0.11 * _COLUMNS], axis=1)
+"""Middles of the twelve fields of the table that things stand in, `[12, 2]` [m]."""
+RIM = (0, 1, 2, 3, 4, 7, 8, 9, 10, 11)
+"""The fields that leave the middle of the table free."""
+
+
+def scatter(
+    random: np.random.Generator, count: int, cells: Sequence[int] = tuple(range(12))
+) -> np.ndarray:
+    """Draw `count` places in as many of the cells, `[count, 2]` [m], 5 cm apart or more."""
+    chosen = CELLS[random.permutation(np.array(cells))[:count]]
+    return chosen + random.uniform(-1, 1, (count, 2)) * (0.012, 0.028)

@@ -52,10 +52,10 @@ class Bank(SequenceMemory[BankState]):
         heads: Attention heads; they divide both widths.
         dropout: In the blocks, while training; a step then differs from its replay.
         write_fused: What is written is the output, not the input.
-        gradient_writes: Through how many writes gradient flows: an entry carries it to the reads
-            that see it with fewer than that many writes after its own, parts of a merged entry
-            until the oldest that still does falls out. 0: writes are detached; None: always. Of
-            fused writes each carries it on to what it read.
+        gradient_writes: How many writes gradient outlives, K: inputs get it from the K reads that
+            follow theirs. A merged entry is cut as a whole when the oldest input in it that still
+            gets gradient is due. 0: writes are detached; None: never cut. A fused write passes
+            gradient on to what it read in turn, so it reaches further than K.
         consolidation: What gives way to a new entry in a full bank.
         time_code: Builds the code of time, given a width.
         together: Both streams give up the same entries, by the mean of their ratings; otherwise
@@ -71,7 +71,7 @@ class Bank(SequenceMemory[BankState]):
         *,
         capacity: int = 16,
         layers: int = 2,
-        heads: int = 4,
+        heads: int = 1,
         dropout: float = 0.0,
         write_fused: bool = False,
         gradient_writes: int | None = 0,
@@ -116,8 +116,20 @@ class Bank(SequenceMemory[BankState]):
     def initial_state(self, batch: int) -> BankState:
         """Return empty banks."""
         anchor = self._anchor()
-        slots = (empty_slots(anchor, batch, self.capacity, *size) for size in self.sizes.values())
-        return BankState(*slots, torch.zeros(batch, dtype=torch.int64, device=anchor.device))
+        perceptual, cognitive = (
+            empty_slots(
+                anchor,
+                batch,
+                self.capacity,
+                tokens,
+                width,
+                since=bool(self.gradient_writes),
+                usage=self.consolidation.reads_usage,
+            )
+            for tokens, width in self.sizes.values()
+        )
+        age = torch.zeros(batch, dtype=torch.int64, device=anchor.device)
+        return BankState(perceptual, cognitive, age)
 
     def forward(  # type: ignore[override]  # an event of several streams is no single tensor
         self, x: Streams, state: BankState, start: Bool[Tensor, "T B"]
@@ -134,12 +146,13 @@ class Bank(SequenceMemory[BankState]):
                 seen[name].append(slots)
             state = self._written(state, _at(x, t))
         age = torch.cat(ages)
+        used = self._readable(age)
         outputs = {}
         for name, banks in seen.items():
             entries = torch.cat([slots.entries for slots in banks])
             time = torch.cat([slots.time for slots in banks])
             tokens = getattr(x, name)
-            y, _ = self.retrieval[name](tokens.flatten(0, 1), entries, time, age)
+            y, _ = self.retrieval[name](tokens.flatten(0, 1), entries, time, age, used)
             outputs[name] = y.view(tokens.shape)
         return x._replace(**outputs), state
 
@@ -148,10 +161,11 @@ class Bank(SequenceMemory[BankState]):
     ) -> tuple[Streams, BankState]:
         """Read, then write, one input."""
         state = self._begun(state, start)
+        used = self._readable(state.age)
         outputs = {}
         for name, slots in self._banks(state):
             tokens = getattr(x, name)
-            y, received = self.retrieval[name](tokens, slots.entries, slots.time, state.age)
+            y, received = self.retrieval[name](tokens, slots.entries, slots.time, state.age, used)
             outputs[name] = y
             if received is not None:
                 usage = slots.usage + received.to(slots.usage.dtype)
@@ -172,6 +186,9 @@ class Bank(SequenceMemory[BankState]):
         """The slots of the streams that are in use."""
         return ((name, getattr(state, name)) for name in self.retrieval)
 
+    def _readable(self, age: Int[Tensor, " n"]) -> Bool[Tensor, "n L"]:
+        return in_use(age.clamp(min=1), self.capacity)
+
     def _begun(self, state: BankState, start: Bool[Tensor, " B"]) -> BankState:
         """Forget what lies before a start, and clear the slots that are not in use."""
         age = torch.where(start, 0, state.age)
@@ -184,10 +201,11 @@ class Bank(SequenceMemory[BankState]):
         writes = self.gradient_writes
         with torch.set_grad_enabled(torch.is_grad_enabled() and writes != 0):
             full = state.age >= self.capacity
-            banks = {
-                name: appended(slots, getattr(new, name), state.age)
-                for name, slots in self._banks(state)
-            }
+            banks = {}
+            for name, slots in self._banks(state):
+                slots = appended(slots, getattr(new, name), state.age)
+                # Before it merges: what is cut must not take the new entry's gradient with it.
+                banks[name] = truncated(slots, writes) if writes else slots
             scores = {
                 name: self.consolidation.scores(slots, state.age) for name, slots in banks.items()
             }
@@ -195,8 +213,7 @@ class Bank(SequenceMemory[BankState]):
                 shared = torch.stack(list(scores.values())).mean(0)
                 scores = dict.fromkeys(scores, shared)
             for name, slots in banks.items():
-                slots = self.consolidation.make_room(slots, scores[name].argmax(1), full)
-                banks[name] = slots if not writes else truncated(slots, writes)
+                banks[name] = self.consolidation.make_room(slots, scores[name].argmax(1), full)
             return state._replace(**banks, age=state.age + 1)
 
 

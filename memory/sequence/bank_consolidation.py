@@ -5,31 +5,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from engram.memory.sequence.bank_slots import Slots, removed, select_rows
+from engram.memory.sequence.bank_slots import Slots, joined, removed, selected
 
-MergedTime = Callable[[Tensor, Tensor, Tensor], Tensor]
+MergedTime = Callable[[Tensor, Tensor, Tensor | float], Tensor]
 """The time of a merged entry, given the times of the older and the newer and the newer's share."""
 
 
-def earlier_time(older: Tensor, newer: Tensor, share: Tensor) -> Tensor:
+def earlier_time(older: Tensor, newer: Tensor, share: Tensor | float) -> Tensor:
     """Return the time of the older entry."""
     del newer, share
     return older
 
 
-def mean_time(older: Tensor, newer: Tensor, share: Tensor) -> Tensor:
+def mean_time(older: Tensor, newer: Tensor, share: Tensor | float) -> Tensor:
     """Return the mean of both times, however many inputs each entry holds."""
     del share
-    return (older + newer) / 2
+    return torch.lerp(older, newer, 0.5)
 
 
-def counted_time(older: Tensor, newer: Tensor, share: Tensor) -> Tensor:
+def counted_time(older: Tensor, newer: Tensor, share: Tensor | float) -> Tensor:
     """Return the mean of both times weighted as the entries are."""
-    return older + share * (newer - older)
+    return _between(older, newer, share)
 
 
 class Consolidation(abc.ABC):
@@ -82,33 +81,38 @@ class AdjacentMerge(Consolidation):
         """Rate pairs by their likeness; one that holds a zero token scores zero for it."""
         del now
         entries = slots.entries.detach()
-        unit = F.normalize(entries, dim=-1)
-        return (unit[:, :-1] * unit[:, 1:]).sum((-2, -1)) / entries.shape[2]
+        norm = torch.linalg.vector_norm(entries, dim=-1)
+        dot = (entries[:, :-1] * entries[:, 1:]).sum(-1)
+        return (dot / (norm[:, :-1] * norm[:, 1:]).clamp(min=1e-8)).mean(-1)
 
     def make_room(self, slots: Slots, best: Int[Tensor, " B"], full: Bool[Tensor, " B"]) -> Slots:
         """Put the average into the older one's slot and drop the newer."""
-        kept = removed(slots, torch.where(full, best + 1, 0))
-        # Where the bank was not full, slot `best` now holds row best + 1: merged with itself.
-        pair = torch.stack([best + ~full, best + 1], dim=1)
-        older, newer = select_rows(slots.entries, pair).unbind(1)
-        count, time, since = (
-            part.gather(1, pair) for part in (slots.count, slots.time, slots.since)
+        # The slot of the older one; −1 where there is room, and row 0, which is unused, goes.
+        target = torch.where(full, best, -1)
+        pair = selected(slots, torch.stack([target.clamp(min=0), target + 1], dim=1))
+        inputs = pair.inputs.sum(1, keepdim=True).clamp(min=1)  # unused slots may say 0
+        share = pair.inputs[:, 1:].to(pair.time.dtype) / inputs if self.counted else 0.5
+        older, newer = pair.time.split(1, 1)
+        time = self.time(older, newer, share)
+        older, newer = pair.entries.split(1, 1)
+        merged = Slots(
+            _between(older, newer, share),
+            time,
+            inputs,
+            pair.since.amax(1, keepdim=True) if pair.since.shape[1] else pair.since,
+            pair.usage.sum(1, keepdim=True) if pair.usage.shape[1] else pair.usage,
         )
-        counts = torch.where(full, count.sum(1), count[:, 1])
-        share = (
-            (count[:, 1] / counts).to(time.dtype)
-            if self.counted
-            else torch.full_like(time[:, 0], 0.5)
-        )
-        row = torch.arange(len(best), device=best.device)
-        share_of_tokens = share[:, None, None].to(older.dtype)
-        return Slots(
-            kept.entries.index_put((row, best), torch.lerp(older, newer, share_of_tokens)),
-            kept.time.index_put((row, best), self.time(time[:, 0], time[:, 1], share)),
-            kept.count.index_put((row, best), counts),
-            kept.since.index_put((row, best), since.amax(1)),
-            kept.usage,
-        )
+        slot = torch.arange(slots.time.shape[1] - 1, device=target.device)
+        source = slot + (slot > target[:, None])
+        source = torch.where(slot == target[:, None], len(slot) + 1, source)
+        return selected(joined(slots, merged), source)
+
+
+def _between(older: Tensor, newer: Tensor, share: Tensor | float) -> Tensor:
+    """Return (1 − share) · older + share · newer, of tensors `[B, 1, ...]`."""
+    if isinstance(share, Tensor):
+        share = share.view(-1, *[1] * (older.ndim - 1)).to(older.dtype)
+    return torch.lerp(older, newer, share)
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class Oldest(Consolidation):
     def scores(self, slots: Slots, now: Int[Tensor, " B"]) -> Float[Tensor, "B L"]:
         """Rate all alike, so that the first is taken."""
         del now
-        return torch.zeros_like(slots.usage[:, 1:])
+        return torch.zeros_like(slots.time[:, 1:])
 
     def make_room(self, slots: Slots, best: Int[Tensor, " B"], full: Bool[Tensor, " B"]) -> Slots:
         """Drop the first, which is unused where the bank was not full."""

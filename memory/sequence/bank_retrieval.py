@@ -1,6 +1,7 @@
 """How a memory bank is read: time codes, blocks of cross attention, fusion."""
 
 import abc
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,14 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
-from engram.memory.sequence.attention import MASKED, sinusoid
-from engram.memory.sequence.bank_slots import in_use
 
 
 class TimeCode(nn.Module, abc.ABC):
     """A code of an entry's time, added to its tokens where they serve as keys.
 
-    code(t) = W₂ SiLU(W₁ [sin t·f, cos t·f] + b), frequencies f from 1 down to 1e-4. W₂ has no bias,
+    code(t) = W₂ SiLU(W₁ [cos t·f, sin t·f] + b), frequencies f from 1 down to 1e-4. W₂ has no bias,
     which would shift all keys alike, and softmax would ignore it.
 
     Args:
@@ -38,8 +37,12 @@ class TimeCode(nn.Module, abc.ABC):
 
     def forward(self, time: Float[Tensor, "n L"], now: Int[Tensor, " n"]) -> Float[Tensor, "n L D"]:
         """Encode the times of entries."""
-        code = sinusoid(self.position(time, now), self.width).to(self.inner.weight.dtype)
-        return self.outer(F.silu(self.inner(code)))
+        half = self.width // 2
+        index = torch.arange(half, dtype=time.dtype, device=time.device)
+        frequency = (index * (-math.log(1e4) / half)).exp()
+        angle = self.position(time, now).reshape(-1, 1) * frequency
+        code = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.inner.weight.dtype)
+        return self.outer(F.silu(self.inner(code))).view(*time.shape, -1)
 
 
 class AbsoluteTime(TimeCode):
@@ -95,8 +98,10 @@ class RetrievalBlock(nn.Module):
     wide; the heads are concatenated without a further projection. Keys have no bias: it would shift
     all logits of a query alike, which softmax ignores.
 
-    The bank is attended to as it is: W_k is applied to the queries and W_v to what they read, head
-    by head, so a read costs N·H·L·N·D instead of L·N·D² operations (H heads).
+    A key is an entry's token plus the code of the entry's time, a value is the token. The bank is
+    attended to as it is: W_k is applied to the queries and W_v to what they read, head by head, and
+    codes are scored apart from tokens. A read costs H·N·L·N·D instead of L·N·D² operations
+    and, where writes are detached, sends no gradient of the bank's size.
 
     Args:
         features: Width D of the stream.
@@ -110,53 +115,56 @@ class RetrievalBlock(nn.Module):
         self.query, self.value = nn.Linear(features, features), nn.Linear(features, features)
         self.key = nn.Linear(features, features, bias=False)
         self.attention_norm = nn.LayerNorm(features)
-        self.mlp = nn.Sequential(
+        self.widen, self.narrow = (
             nn.Linear(features, 4 * features),
-            nn.GELU(),
-            nn.Dropout(dropout),
             nn.Linear(4 * features, features),
         )
         self.norm = nn.LayerNorm(features)
 
     def forward(
         self,
-        x: Float[Tensor, "n N D"],
-        keys: Float[Tensor, "n S D"],
-        values: Float[Tensor, "n S D"],
-        visible: Bool[Tensor, "n S"],
-        weigh: bool = False,
-    ) -> tuple[Float[Tensor, "n N D"], Tensor | None]:
-        """Read; also return, where `weigh` asks for it, the mean attention per key `[n, S]`."""
-        batch, number, width = x.shape
-        heads, size = self.heads, width // self.heads
+        x: Float[Tensor, "nN D"],
+        entries: Float[Tensor, "n S D"],
+        code: Float[Tensor, "n L D"],
+        mask: Float[Tensor, "n 1 L"],
+    ) -> tuple[Float[Tensor, "nN D"], Float[Tensor, "n HN S"]]:
+        """Read with N tokens per environment; no axis parts them from the environments.
 
-        def by_head(rows: Tensor, weight: Tensor, last: int) -> Tensor:
-            return torch.bmm(rows, weight).view(heads, batch, number, last).transpose(0, 1)
+        Args:
+            x: The tokens.
+            entries: Tokens of the L entries, one entry after the other.
+            code: Codes of their times.
+            mask: Zero, or minus infinity for an entry that is not there.
 
-        q = self.query(x).view(batch * number, heads, size).transpose(0, 1)
-        q = by_head(q, self.key.weight.view(heads, size, width), width)
-        q = q.reshape(batch, heads * number, width)
-        dropout = self.dropout if self.training else 0.0
-        received = None
-        if weigh:
-            logits = torch.bmm(q, keys.transpose(1, 2))
-            weight = torch.where(visible[:, None], logits, MASKED).softmax(-1)
-            received = weight.detach().mean(1)
-            read = torch.bmm(F.dropout(weight, dropout).to(values.dtype), values)
+        Returns:
+            The tokens, and the attention of every query to every token of the bank.
+        """
+        rows, width = x.shape
+        batch, heads, size = len(entries), self.heads, width // self.heads
+        q = self.query(x) * size**-0.5
+        # One head is the same product without the shuffle of axes, which costs a robot's step more.
+        if heads == 1:
+            q = q @ self.key.weight
         else:
-            read = F.scaled_dot_product_attention(
-                q[:, None],
-                keys[:, None],
-                values[:, None],
-                visible[:, None, None],
-                dropout,
-                scale=size**-0.5,
-            )
-        read = read.view(batch, heads, number, width).transpose(0, 1).reshape(heads, -1, width)
-        weight = self.value.weight.view(heads, size, width).transpose(1, 2)
-        read = by_head(read, weight, size).transpose(1, 2).reshape(x.shape) + self.value.bias
+            q = q.view(rows, heads, size).transpose(0, 1) @ self.key.weight.view(heads, size, width)
+            q = q.view(heads, batch, -1, width).transpose(0, 1)
+        q = q.reshape(batch, -1, width)
+        bias = torch.baddbmm(mask, q, code.transpose(1, 2))
+        logits = torch.bmm(q, entries.transpose(1, 2)).unflatten(2, (code.shape[1], -1))
+        weight = (logits + bias[..., None]).flatten(2).softmax(-1)
+        dropped = F.dropout(weight, self.dropout) if self.dropout and self.training else weight
+        read = torch.bmm(dropped.to(entries.dtype), entries)
+        if heads == 1:
+            read = self.value(read.view(rows, width))
+        else:
+            read = read.view(batch, heads, -1, width).transpose(0, 1).reshape(heads, rows, width)
+            read = read @ self.value.weight.view(heads, size, width).transpose(1, 2)
+            read = read.transpose(0, 1).reshape(rows, width) + self.value.bias
         y = self.attention_norm(x + read)
-        return self.norm(y + self.mlp(y)), received
+        hidden = F.gelu(self.widen(y))
+        if self.dropout and self.training:
+            hidden = F.dropout(hidden, self.dropout)
+        return self.norm(y + self.narrow(hidden)), weight
 
 
 class Retrieval(nn.Module):
@@ -197,36 +205,37 @@ class Retrieval(nn.Module):
         entries: Float[Tensor, "n L N D"],
         time: Float[Tensor, "n L"],
         age: Int[Tensor, " n"],
-    ) -> tuple[Float[Tensor, "n N D"], Tensor | None]:
-        """Read a bank after `age` inputs, whose unused slots hold zeros.
+        used: Bool[Tensor, "n L"],
+    ) -> tuple[Float[Tensor, "n N D"], Float[Tensor, "n L"] | None]:
+        """Read a bank after `age` inputs.
+
+        Args:
+            x: The present input's tokens.
+            entries: The bank's entries; unused slots hold zeros.
+            time: Their times.
+            age: Inputs seen before, which is the present time.
+            used: Which slots to read; of an empty bank the last one, so that no query is without
+                a key.
 
         Returns:
-            What the stream sends on, and the attention received per entry `[n, L]`, or None.
+            What the stream sends on, and the attention received per entry, if it is measured.
         """
-        _, capacity, number, _ = entries.shape
-        empty = age == 0
-        if self.read_self:
-            entries, time = self._with_self(x, entries, time, empty)
-        # An empty bank shows one slot, so that no row of attention is without a key.
-        used = in_use(age.clamp(min=1), capacity)
-        visible = used[:, :, None].expand(-1, -1, number).flatten(1)
-        keys = (entries + self.time_code(time, age)[:, :, None]).flatten(1, 2)
-        values = entries.flatten(1, 2)
-        h, total = x, None
+        batch, capacity, number, width = entries.shape
+        empty = (age == 0)[:, None, None]
+        if self.read_self:  # in the last slot; its time, zero, is the present
+            last = torch.where(empty, x.to(entries.dtype), entries[:, -1])
+            entries = torch.cat([entries[:, :-1], last[:, None]], dim=1)
+        mask = torch.zeros_like(used, dtype=entries.dtype).masked_fill(~used, -torch.inf)[:, None]
+        code, tokens = self.time_code(time, age), entries.flatten(1, 2)
+        h, weights = x.reshape(-1, width), []
         for block in self.blocks:
-            h, received = block(h, keys, values, visible, self.weigh)
-            if received is not None:
-                total = received if total is None else total + received
+            h, weight = block(h, tokens, code, mask)
+            weights.append(weight)
+        h = h.view(x.shape)
         if not self.read_self:
-            h = torch.where(empty[:, None, None], x, h)
-        if total is not None:
-            total = total.unflatten(1, (capacity, number)).sum(2) / len(self.blocks)
-            total = torch.where(empty[:, None], 0.0, total)
-        return self.fusion(x, h), total
-
-    def _with_self(
-        self, x: Tensor, entries: Tensor, time: Tensor, empty: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Put the input into the last slot of the banks that are empty; their time is zero."""
-        last = torch.where(empty[:, None, None], x.to(entries.dtype), entries[:, -1])
-        return torch.cat([entries[:, :-1], last[:, None]], dim=1), time
+            h = torch.where(empty, x, h)
+        if not self.weigh:
+            return self.fusion(x, h), None
+        received = torch.stack([weight.detach().mean(1) for weight in weights]).mean(0)
+        received = received.view(batch, capacity, number).sum(2)
+        return self.fusion(x, h), received.masked_fill(empty[:, 0], 0.0)

@@ -16,6 +16,7 @@ NAMES = [
     "ppo_lstm",
     "rllib_lstm",
     "hcam_step",
+    "bank_step",
     "sequence_forward",
     "ballet_steps",
     "ballet_training",
@@ -24,6 +25,7 @@ NAMES = [
     "voxels",
     "voxels_real",
     "voxels_cuda",
+    "demonstrations",
 ]
 
 

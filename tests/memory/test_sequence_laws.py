@@ -1,6 +1,7 @@
 """The laws that every sequence memory obeys; a new memory joins by one line in MEMORIES."""
 
 import pickle
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -14,40 +15,33 @@ from engram.memory.sequence import (
     GRU,
     HCAM,
     LSTM,
+    AddFusion,
+    AdjacentMerge,
     Bank,
     Block,
     Chain,
     GTrXL,
+    LeastUsed,
     Memo,
+    MemoryTokens,
     NoMemory,
+    Oldest,
     OverVectors,
+    RelativeTime,
     SequenceMemory,
     Window,
     stack,
 )
-from engram.memory.sequence.bank_consolidation import (
-    AdjacentMerge,
-    LeastUsed,
-    Oldest,
-    counted_time,
-    mean_time,
-)
-from engram.memory.sequence.bank_retrieval import AddFusion, RelativeTime
+from engram.memory.sequence.bank_consolidation import counted_time, mean_time
 
 D = 8
 
 
-def bank(tokens: int = 3, cognitive_tokens: int = 1, **settings: Any) -> OverVectors:
+def bank(tokens: int = 3, cognitive: int = 1, **settings: Any) -> OverVectors:
     """A small bank of both streams, of vectors."""
-    settings = {"capacity": 4, "heads": 2, "layers": 1} | settings
-    return OverVectors(
-        D,
-        memory=partial(Bank, **settings),
-        tokens=tokens,
-        width=4,
-        cognitive_tokens=cognitive_tokens,
-        cognitive_width=6,
-    )
+    memory = partial(Bank, **{"capacity": 4, "layers": 1} | settings)
+    widths = {"width": 4, "cognitive_tokens": cognitive, "cognitive_width": 6}
+    return OverVectors(D, memory=memory, tokens=tokens, **widths)
 
 
 MEMORIES = {
@@ -63,31 +57,52 @@ MEMORIES = {
     "memo": lambda: Memo(D, layers=2, heads=2, segment=5, summary=2, capacity=3),
     "memo_replace": lambda: Memo(D, layers=1, heads=2, segment=3, summary=2, replace=True),
     "memo_every_step": lambda: Memo(D, layers=1, heads=2, segment=1, summary=1, capacity=2),
-    "bank": lambda: bank(layers=2),
-    "bank_counted": lambda: bank(consolidation=AdjacentMerge(counted=True, time=counted_time)),
-    "bank_fused": lambda: bank(write_fused=True, read_self=True, gradient_writes=2),
-    "bank_through_time": lambda: bank(
-        gradient_writes=None, consolidation=AdjacentMerge(time=mean_time)
+    "bank": lambda: bank(),
+    "bank_fused": lambda: bank(
+        cognitive=0,
+        write_fused=True,
+        read_self=True,
+        gradient_writes=2,
+        consolidation=AdjacentMerge(counted=True, time=counted_time),
     ),
-    "bank_three_writes": lambda: bank(gradient_writes=3),
-    "bank_least_used": lambda: bank(consolidation=LeastUsed(), gradient_writes=1),
-    "bank_oldest": lambda: bank(consolidation=Oldest(), time_code=RelativeTime, fusion=AddFusion),
-    "bank_together": lambda: bank(together=True, gradient_writes=None, heads=1),
-    "bank_perceptual": lambda: bank(cognitive_tokens=0, capacity=2, read_self=True),
-    "bank_cognitive": lambda: bank(tokens=0, consolidation=LeastUsed(), write_fused=True),
+    "bank_least_used": lambda: bank(tokens=0, consolidation=LeastUsed(), time_code=RelativeTime),
+    "memory_tokens": lambda: MemoryTokens(D, tokens=2, heads=2, gradient_steps=2),
     "block": lambda: Block(LSTM(D, 6)),
     "chain": lambda: Chain(GRU(D, D), Window(D, window=3, heads=2), LSTM(D, 5)),
     "stack": lambda: stack(
         D, layer=lambda width: HCAM(width, chunk=2, capacity=2, heads=2), layers=2
     ),
 }
+FURTHER = {
+    "bank_heads": lambda: bank(heads=2, layers=2, capacity=3),
+    "bank_counted": lambda: bank(consolidation=AdjacentMerge(counted=True), gradient_writes=3),
+    "bank_together": lambda: bank(
+        together=True, gradient_writes=None, consolidation=AdjacentMerge(time=mean_time)
+    ),
+    "bank_least_used_together": lambda: bank(
+        together=True, consolidation=LeastUsed(), write_fused=True, gradient_writes=1
+    ),
+    "bank_oldest": lambda: bank(consolidation=Oldest(), fusion=AddFusion, gradient_writes=2),
+    "memory_tokens_cut": lambda: MemoryTokens(D, tokens=3, heads=1, gradient_steps=1),
+    "memory_tokens_through_time": lambda: MemoryTokens(
+        D, tokens=2, layers=2, heads=2, gradient_steps=None
+    ),
+}
+"""Other settings of some of them, left to the slow tests."""
+MEMORIES |= FURTHER
 EMPTY_SLOTS = [name for name in MEMORIES if name not in {"gru", "lstm", "block", "chain"}]
 """Memories whose initial state is empty slots, not a vector of zeros that is read."""
 PURE_READS = ["none", "hcam_no_local"]
 """Memories whose output is what they recall and nothing of the present input."""
 PRECISIONS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
-everywhere = pytest.mark.parametrize("name", MEMORIES)
+
+def each(names: Iterable[str]) -> list[Any]:
+    """The names, as parameters of a test."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in FURTHER else n for n in names]
+
+
+everywhere = pytest.mark.parametrize("name", each(MEMORIES))
 precisely = pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 
 
@@ -249,7 +264,7 @@ def test_a_start_discards_a_poisoned_state(name: str) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in memory.parameters())
 
 
-@pytest.mark.parametrize("name", EMPTY_SLOTS)
+@pytest.mark.parametrize("name", each(EMPTY_SLOTS))
 @pytest.mark.parametrize("steps", [1, 2, 9, 40])
 def test_unused_slots_may_hold_nan(name: str, steps: int) -> None:
     memory = build(name)

@@ -1,0 +1,119 @@
+"""What a policy sees, from demonstrations on disk and from simulated worlds."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engram.agents.demonstrations.reader import Demonstrations
+from engram.agents.demonstrations.recording import DECISION, HIDDEN, OBJECTS, SHOWN, STATE
+from engram.agents.imitation_batches import Demonstration
+from engram.kernels.errors import DataError
+from engram.policies.language import Vocabulary
+from engram.policies.perception import Sight, SightSize
+
+IMAGES = "observation.images."
+
+
+def sizes_of(
+    source: Demonstrations, vocabulary: Vocabulary, *, objects: bool = False, told: bool = False
+) -> SightSize:
+    """Return what a policy sees of a data set: its images and states.
+
+    Args:
+        source: The demonstrations.
+        vocabulary: Of the instructions.
+        objects: Whether it sees objects as numbers instead of images.
+        told: Whether it is told what the others must remember.
+
+    Raises:
+        DataError: If the data set lacks a column, or its images are of several sizes.
+    """
+    features = source.features
+    needed = [STATE, "action", *([OBJECTS] if objects else []), *([HIDDEN] if told else [])]
+    for name in needed:
+        if name not in features:
+            raise DataError(f"{source.folder} has no column {name}; it has {sorted(features)}")
+    cameras = () if objects else tuple(sorted(n for n in features if n.startswith(IMAGES)))
+    shapes = {tuple(features[name].shape) for name in cameras}
+    if not objects and (len(shapes) != 1 or len({*next(iter(shapes))[:2]}) != 1):
+        raise DataError(f"{source.folder}: images are {shapes}; allowed: squares of one size")
+    table = tuple(features[OBJECTS].shape) if objects else (0, 0)
+    return SightSize(
+        cameras=tuple(name.removeprefix(IMAGES) for name in cameras),
+        image=next(iter(shapes))[0] if shapes else 0,
+        proprioception=features[STATE].shape[0],
+        words=len(vocabulary.words),
+        length=vocabulary.length,
+        objects=(table[0], table[1]),
+        oracle=features[HIDDEN].shape[0] if told else 0,
+    )
+
+
+def load(
+    source: Demonstrations, vocabulary: Vocabulary, sizes: SightSize, *, limit: int | None = None
+) -> list[Demonstration]:
+    """Read demonstrations into memory, images as they are (uint8).
+
+    Args:
+        source: Where from.
+        vocabulary: Of the instructions.
+        sizes: What of them is wanted.
+        limit: Number of episodes, the first ones; all unless given.
+    """
+    count = source.count if limit is None else min(limit, source.count)
+    optional = [name for name in (HIDDEN, SHOWN, DECISION) if name in source.features]
+    keys = [STATE, "action", *optional, *(IMAGES + name for name in sizes.cameras)]
+    keys += [OBJECTS] if sizes.objects[0] else []
+    found = []
+    for episode in range(count):
+        columns = {k: torch.from_numpy(v) for k, v in source.read(episode, keys).items()}
+        length = len(columns["action"])
+        words = vocabulary.encode([source.task(episode)]).expand(length, -1)
+        hidden = columns.get(HIDDEN, torch.zeros(length, 0))
+        decision = columns.get(DECISION, torch.zeros(length, 1))[:, 0]
+        shown = columns.get(SHOWN, torch.zeros(length, 1))[:, 0]
+        # Nothing can be remembered before it was in view.
+        known = (shown + decision).cummax(0).values > 0
+        images = {name: columns[IMAGES + name] for name in sizes.cameras}
+        objects = columns.get(OBJECTS, torch.zeros(length, *sizes.objects))
+        oracle = hidden if sizes.oracle else torch.zeros(length, 0)
+        found.append(
+            Demonstration(
+                Sight(images, columns[STATE].float(), words, objects, oracle),
+                columns["action"].float(),
+                torch.where(known[:, None], hidden, torch.nan),
+                shown,
+                decision,
+            )
+        )
+    return found
+
+
+def sight_of(
+    observation: Mapping[str, Tensor], instructions: list[str], vocabulary: Vocabulary,
+    sizes: SightSize,
+) -> Sight:  # fmt: skip
+    """Return what N simulated robots see, from the observation of a batch of worlds."""
+    felt = observation["proprioception"]
+    count = len(felt)
+    return Sight(
+        {name: observation[name] for name in sizes.cameras},
+        felt,
+        vocabulary.encode(instructions).to(felt.device),
+        observation["objects"] if sizes.objects[0] else felt.new_zeros(count, 0, 0),
+        observation["oracle"] if sizes.oracle else felt.new_zeros(count, 0),
+    )
+
+
+def vocabulary_of(source: Demonstrations) -> Vocabulary:
+    """Collect the words of all instructions of a data set."""
+    return Vocabulary.of({source.task(episode) for episode in range(source.count)})
+
+
+def quantiles_of(episodes: list[Demonstration]) -> tuple[Tensor, Tensor]:
+    """Return the 1 % and 99 % quantiles of every number of an action."""
+    action = torch.cat([episode.action for episode in episodes]).numpy()
+    low, high = np.quantile(action, [0.01, 0.99], axis=0)
+    return torch.from_numpy(low).float(), torch.from_numpy(high).float()

@@ -1,0 +1,89 @@
+"""`engram clone`: clones demonstrations with every memory, then writes one table and one figure."""
+
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from engram.launch.clone_config import CloneSettings, compose_clone
+from engram.launch.clone_figure import draw
+from engram.launch.clone_results import Finding, findings, learning, plain, table
+from engram.launch.clone_run import clone_job
+from engram.launch.compare import show
+from engram.launch.demos import record_into
+from engram.launch.files import write, write_json
+from engram.launch.jobs import run_jobs
+from engram.launch.report import clone_page
+from engram.launch.results import markdown
+from engram.launch.training import Job
+
+
+def clone(arguments: list[str], console: Console) -> int:
+    """Record demonstrations where there are none, clone them, evaluate, and report.
+
+    Args:
+        arguments: `key=value` settings.
+        console: Where progress and table go.
+
+    Returns:
+        The exit status: 0, also after an interruption, whose checkpoints `resume=true` continues.
+    """
+    settings = compose_clone(arguments)
+    jobs = _jobs(settings, console)
+    done = run_jobs(jobs, workers=settings.workers, console=console, run=clone_job, unit="updates")
+    if not done:
+        console.print(f"Stopped; resume=true continues {settings.out}")
+        return 0
+    _report(settings, console)
+    return 0
+
+
+def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
+    """List the runs, seed by seed, and record what they learn from."""
+    jobs = []
+    for task in settings.tasks:
+        tree = settings.trees[task, settings.memories[0]]
+        if tree["demonstrations"]["folder"] is None:
+            folder = settings.out / "demonstrations" / task
+            record_into(folder, tree, workers=settings.workers, console=console)
+            for memory in settings.memories:
+                settings.trees[task, memory]["demonstrations"]["folder"] = str(folder)
+    for seed in settings.seeds:
+        for task in settings.tasks:
+            for memory in settings.memories:
+                tree = settings.trees[task, memory]
+                jobs.append(
+                    Job(
+                        memory=memory,
+                        seed=seed,
+                        tree=tree,
+                        budget=tree["imitation"]["updates"],
+                        device=str(settings.device),
+                        folder=settings.out / task / memory / f"seed{seed}",
+                        resume=settings.resume,
+                    )
+                )
+    return jobs
+
+
+def _report(settings: CloneSettings, console: Console) -> None:
+    """Write table, figure and report of finished runs, and print the table."""
+    out = settings.out
+    found: list[Finding] = findings(out, settings.tasks, settings.memories, settings.seeds)
+    curves = learning(out, settings.tasks, settings.memories, settings.seeds)
+    header, cells = table(found)
+    trained: dict[str, Any] = {
+        task: settings.trees[task, settings.memories[0]]["task"]["settings"].get("gap")
+        for task in settings.tasks
+    }
+    png = draw(found, curves, trained)
+    write(out / "figure.png", png)
+    write(out / "table.md", markdown(header, cells))
+    write_json(out / "results.json", plain(found))
+    named = {f"{task} {memory}": tree for (task, memory), tree in settings.trees.items()}
+    config = OmegaConf.to_yaml(OmegaConf.create(named))
+    write(out / "config.yaml", config)
+    title = f"engram clone: {', '.join(settings.tasks)}"
+    write(out / "report.html", clone_page(title, png, (header, cells), config))
+    show(header, cells, console, title)
+    console.print(f"Report: {out / 'report.html'}")

@@ -1,0 +1,130 @@
+"""Builds policies, batches and worlds of `engram clone` from a composed configuration."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from engram.agents.demonstrations import Demonstrations
+from engram.agents.imitation import Imitation
+from engram.agents.imitation_batches import Batches, Demonstration
+from engram.agents.imitation_sights import load, quantiles_of, sizes_of, vocabulary_of
+from engram.agents.seeds import derive
+from engram.agents.training import build_policy
+from engram.envs.manipulation import Manipulation, make_task
+from engram.kernels.errors import DataError
+from engram.launch.build import instantiate_plainly
+from engram.policies.action_scale import ActionScale
+from engram.policies.language import Vocabulary
+from engram.policies.perception import Perception, SightSize
+from engram.policies.recollection import Recollection
+from engram.policies.vla import VLA
+
+
+class Lesson(NamedTuple):
+    """What a run is given: demonstrations and what follows from them alone."""
+
+    episodes: list[Demonstration]
+    vocabulary: Vocabulary
+    sizes: SightSize
+    scale: tuple[torch.Tensor, torch.Tensor]
+    """Quantiles of the actions."""
+
+
+class Cloned(NamedTuple):
+    """A policy and what is needed to let it act."""
+
+    policy: VLA
+    vocabulary: Vocabulary
+
+
+def read_lesson(tree: dict[str, Any], folder: Path) -> Lesson:
+    """Read the demonstrations of a run.
+
+    Raises:
+        DataError: If they are damaged, or lack what the policy is to see.
+    """
+    source = Demonstrations(folder)
+    try:
+        if not source.count:
+            raise DataError(f"{folder} holds no demonstration")
+        vocabulary = vocabulary_of(source)
+        sizes = sizes_of(
+            source,
+            vocabulary,
+            objects=tree["demonstrations"]["objects"],
+            told=tree["policy"]["told"],
+        )
+        episodes = load(source, vocabulary, sizes, limit=tree["demonstrations"]["episodes"])
+    finally:
+        source.close()
+    return Lesson(episodes, vocabulary, sizes, quantiles_of(episodes))
+
+
+def build_vla(tree: dict[str, Any], sizes: SightSize, scale: Any, seed: int) -> VLA:
+    """Build a policy with the initial weights of its seed."""
+    settings = tree["policy"]
+
+    def make() -> VLA:
+        perception = Perception(
+            sizes,
+            perceptual=settings["perceptual"],
+            cognitive=settings["cognitive"],
+            vision=instantiate_plainly(settings["vision"]),
+            features=settings["features"],
+        )
+        return VLA(
+            perception,
+            instantiate_plainly(tree["streams"]),
+            instantiate_plainly(settings["expert"]),
+            ActionScale(*scale),
+            chunk=settings["chunk"],
+            execute=settings["execute"],
+            denoising=instantiate_plainly(settings["denoising"]),
+            guidance=settings["guidance"],
+        )
+
+    return build_policy(seed, make)
+
+
+def build_imitation(
+    tree: dict[str, Any], lesson: Lesson, *, device: torch.device, seed: int
+) -> Imitation:
+    """Build a run at its first update."""
+    policy = build_vla(tree, lesson.sizes, lesson.scale, seed).to(device)
+    cues = lesson.episodes[0].cue.shape[1]
+    recollection = build_policy(
+        derive(seed, "recollection"),
+        lambda: Recollection(policy.perception, cues, **tree["recollection"]),
+    ).to(device)
+    batches: Batches = instantiate_plainly(tree["batches"])(
+        lesson.episodes, chunk=tree["policy"]["chunk"], seed=derive(seed, "batches")
+    )
+    settings = instantiate_plainly(tree["imitation"])
+    return Imitation(policy, recollection, batches, settings, seed=seed)
+
+
+def build_worlds(
+    tree: dict[str, Any], *, num_envs: int, gap: int | None = None
+) -> tuple[Manipulation, str]:
+    """Build the simulator of a task; return it and its instruction.
+
+    Args:
+        tree: The configuration.
+        num_envs: Number of worlds.
+        gap: Steps of the gap, instead of those of training.
+    """
+    task, sight = tree["task"], tree["demonstrations"]
+    settings = dict(task["settings"])
+    if gap is not None:
+        settings["gap"] = [gap, gap]
+    worlds = Manipulation(
+        num_envs,
+        task=task["name"],
+        settings=settings,
+        cameras=() if sight["objects"] else tuple(sight["cameras"]),
+        size=sight["image"],
+        objects=sight["objects"],
+        oracle=tree["policy"]["told"],
+    )
+    return worlds, make_task(task["name"], **settings).instruction

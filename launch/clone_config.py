@@ -1,0 +1,109 @@
+"""The configuration of `engram clone`: tasks, memories and everything they share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engram.kernels.errors import InvalidValueError
+from engram.launch.config import (
+    UsageError,
+    check_keys,
+    choices,
+    compose_tree,
+    parse_device,
+    parse_seeds,
+    parse_workers,
+    unknown,
+)
+from engram.launch.values import conform
+
+RUN = "clone"
+GROUPS = ("task", "streams", "study")
+LISTS = {"task": "tasks", "memory": "memories"}
+"""Keys that may name several, and where a study lists them."""
+
+
+@dataclass(frozen=True)
+class CloneSettings:
+    """What `engram clone` was asked for, checked."""
+
+    trees: dict[tuple[str, str], dict[str, Any]]
+    """The resolved configuration of every task and memory."""
+    tasks: list[str]
+    memories: list[str]
+    seeds: list[int]
+    device: torch.device
+    out: Path
+    resume: bool
+    workers: int
+
+
+def compose_clone(arguments: list[str]) -> CloneSettings:
+    """Compose `key=value` arguments; `task` and `memory` may each name several.
+
+    Raises:
+        EngramError: On the first thing that is wrong, in one line.
+    """
+    named: dict[str, list[str]] = {}
+    rest = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise UsageError(f"argument {argument!r} is not of the form key=value")
+        if key in LISTS:
+            named[key] = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+        elif key == "study" and value not in choices("study"):
+            raise unknown("study", value, choices("study"))
+        else:
+            rest.append(argument)
+    check_keys(rest, [], run=RUN, groups=GROUPS)
+    common = compose_tree(rest, run=RUN)
+    tasks = _names("task", named.get("task", common["tasks"]), choices("task"))
+    memories = _names("memory", named.get("memory", common["memories"]), choices("streams"))
+    trees = {}
+    for task in tasks:
+        for memory in memories:
+            chosen = [*rest, f"task={task}", f"streams={memory}"]
+            groups = [a for a in chosen if a.partition("=")[0] in GROUPS]
+            defaults = compose_tree(groups, run=RUN)
+            trees[task, memory] = conform(compose_tree(chosen, run=RUN), defaults, least=LEAST)
+    tree = trees[tasks[0], memories[0]]
+    device = parse_device(tree["device"])
+    one = len(tasks) == len(memories) == 1
+    default = f"clone-{tasks[0]}-{memories[0]}" if one else "clone"
+    return CloneSettings(
+        trees=trees,
+        tasks=tasks,
+        memories=memories,
+        seeds=parse_seeds(tree["seeds"]),
+        device=device,
+        out=Path(str(tree["out"])) if tree["out"] else Path("runs", default),
+        resume=tree["resume"],
+        workers=parse_workers(tree["workers"], device),
+    )
+
+
+LEAST: dict[str, float] = {
+    "threads": 1,
+    "checkpoint_seconds": 0,
+    "demonstrations.episodes": 1,
+    "evaluation.every": 1,
+    "evaluation.episodes": 1,
+    "evaluation.final": 1,
+    "evaluation.num_envs": 1,
+    "policy.perceptual": 1,
+    "policy.cognitive": 1,
+    "policy.features": 1,
+}
+"""Numbers that only the command line reads, and the least each may be."""
+
+
+def _names(what: str, seen: Any, allowed: list[str]) -> list[str]:
+    if not isinstance(seen, list) or not seen or len(set(map(str, seen))) < len(seen):
+        raise InvalidValueError(what, seen, "one name, or a list of different ones: [a,b]")
+    for name in seen:
+        if name not in allowed:
+            raise unknown(what, str(name), allowed)
+    return seen

@@ -1,0 +1,70 @@
+"""Draws a study of cloning: first choices against the gap, and success while learning."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from engram.launch.clone_results import Finding, Learning
+from engram.launch.report import COLOURS
+
+
+def draw(
+    found: list[Finding],
+    curves: dict[tuple[str, str], Learning],
+    trained: dict[str, Any],
+) -> bytes:
+    """Return a PNG with a row of panels per task.
+
+    Left: first choices that were right against the gap, mean and 95 % interval over seeds, with
+    chance dotted and the gaps of training shaded. Middle: success, likewise. Right: success in the
+    simulator against the time spent training, mean and range of the seeds.
+
+    Args:
+        found: Final evaluations.
+        curves: Evaluations while learning, by task and memory.
+        trained: Least and greatest gap of training, by task.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(finding.task for finding in found))
+    memories = list(dict.fromkeys(finding.memory for finding in found))
+    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(memories)}
+    style = {name: "-" if i < len(COLOURS) else "--" for i, name in enumerate(memories)}
+    figure = Figure(figsize=(14, 3.6 * len(tasks)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(tasks), 3, squeeze=False)
+    for row, task in zip(axes, tasks, strict=True):
+        for memory in memories:
+            look = {"color": colour[memory], "linestyle": style[memory]}
+            mine = [f for f in found if (f.task, f.memory) == (task, memory)]
+            gaps = [f.gap for f in mine]
+            for axis, mean, half in (
+                (row[0], [f.first_choice for f in mine], [f.first_choice_half for f in mine]),
+                (row[1], [f.success for f in mine], [f.success_half for f in mine]),
+            ):
+                wide = np.where(np.isfinite(half), half, 0)
+                axis.errorbar(gaps, mean, wide, capsize=3, label=memory, **look)
+            curve = curves[task, memory]
+            row[2].plot(curve.seconds, curve.success.mean(0), **look)
+            low, high = curve.success.min(0), curve.success.max(0)
+            row[2].fill_between(
+                curve.seconds, low, high, color=colour[memory], alpha=0.15, linewidth=0
+            )
+        chance = next(f.chance for f in found if f.task == task)
+        row[0].axhline(chance, color="black", linewidth=0.8, linestyle=":")
+        for axis in row[:2]:
+            span = trained.get(task)
+            if span:
+                axis.axvspan(*([span, span] if isinstance(span, int) else span), color="0.93")
+            axis.set(xlabel="gap [steps]", ylim=(-0.03, 1.03))
+        row[0].set(title=f"{task}: first choice right")
+        row[1].set(title="success")
+        row[2].set(title="success while learning", xlabel="training [s]", ylim=(-0.03, 1.03))
+        for axis in row:
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].legend(frameon=False, fontsize=8, ncols=2)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -1,0 +1,149 @@
+"""Collects finished runs of `engram clone` into the table and the curves of a study."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from engram.launch.evaluation import interval
+from engram.launch.files import read_json
+from engram.launch.folder import read_metrics
+from engram.launch.results import spread
+
+
+class Finding(NamedTuple):
+    """What all seeds of one memory showed on one task at one gap."""
+
+    task: str
+    memory: str
+    gap: int
+    """Steps between what is shown and the decision."""
+    success: float
+    success_half: float
+    """Half the 95 % interval of the mean over seeds."""
+    first_choice: float
+    first_choice_half: float
+    successes: list[float]
+    """Of every seed."""
+    first_choices: list[float]
+    chance: float
+    """Of the first choice, without memory."""
+    seeds: list[int]
+    episodes: int
+    """Evaluated, all seeds together."""
+    parameters: int
+    memory_bytes: int
+    updates: int
+    seconds: float
+    """Of training, mean over seeds."""
+
+
+class Learning(NamedTuple):
+    """Evaluations while learning, seeds side by side."""
+
+    seconds: np.ndarray
+    """Of training so far, mean over seeds."""
+    success: np.ndarray
+    """`[seeds, points]`."""
+
+
+def run_folder(folder: Path, task: str, memory: str, seed: int) -> Path:
+    """Where a run of a study lives."""
+    return folder / task / memory / f"seed{seed}"
+
+
+def findings(
+    folder: Path, tasks: list[str], memories: list[str], seeds: list[int]
+) -> list[Finding]:
+    """Read the evaluations of a study."""
+    found = []
+    for task in tasks:
+        for memory in memories:
+            facts = [
+                read_json(run_folder(folder, task, memory, seed) / "evaluation.json")
+                for seed in seeds
+            ]
+            for gap in facts[0]["gaps"]:
+                at = [fact["gaps"][gap] for fact in facts]
+                successes = [one["success"] for one in at]
+                choices = [one["first_choice"] for one in at]
+                found.append(
+                    Finding(
+                        task,
+                        memory,
+                        int(gap),
+                        *interval(successes),
+                        *interval(choices),
+                        successes=successes,
+                        first_choices=choices,
+                        chance=facts[0]["chance"],
+                        seeds=seeds,
+                        episodes=sum(one["episodes"] for one in at),
+                        parameters=facts[0]["parameters"],
+                        memory_bytes=at[0]["memory_bytes"],
+                        updates=facts[0]["updates"],
+                        seconds=float(np.mean([fact["seconds"] for fact in facts])),
+                    )
+                )
+    return found
+
+
+def learning(
+    folder: Path, tasks: list[str], memories: list[str], seeds: list[int]
+) -> dict[tuple[str, str], Learning]:
+    """Read the evaluations while learning."""
+    found = {}
+    for task in tasks:
+        for memory in memories:
+            runs = [read_metrics(run_folder(folder, task, memory, seed)) for seed in seeds]
+            points = min(len(run) for run in runs)
+            seconds = np.array([[line["seconds"] for line in run[:points]] for run in runs])
+            success = np.array([[line["success"] for line in run[:points]] for run in runs])
+            found[task, memory] = Learning(seconds.mean(0), success)
+    return found
+
+
+def table(found: list[Finding]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the cells of the table: a line per task and memory."""
+    gaps = sorted({finding.gap for finding in found})
+    header = ["task", "memory", "chance", *(f"gap {gap}: success / first choice" for gap in gaps)]
+    header += ["parameters", "state bytes", "seconds", "seeds", "episodes"]
+    lines: dict[tuple[str, str], dict[int, Finding]] = {}
+    for finding in found:
+        lines.setdefault((finding.task, finding.memory), {})[finding.gap] = finding
+    cells = []
+    for (task, memory), by_gap in lines.items():
+        first = next(iter(by_gap.values()))
+        cells.append(
+            [
+                task,
+                memory,
+                f"{first.chance:.2f}",
+                *(_rates(by_gap.get(gap)) for gap in gaps),
+                f"{first.parameters:,}",
+                f"{first.memory_bytes:,}",
+                f"{first.seconds:,.0f}",
+                str(len(first.seeds)),
+                str(sum(finding.episodes for finding in by_gap.values())),
+            ]
+        )
+    return header, cells
+
+
+def _rates(finding: Finding | None) -> str:
+    if finding is None:
+        return "–"
+    success = f"{finding.success:.2f} {_half(finding.success_half)}"
+    return f"{success} / {finding.first_choice:.2f} {_half(finding.first_choice_half)}"
+
+
+def _half(half: float) -> str:
+    return spread(half)[:-1] if np.isfinite(half) else ""
+
+
+def plain(found: list[Finding]) -> list[dict[str, Any]]:
+    """Return the findings as JSON can hold them."""
+    return [
+        {name: None if value == float("inf") else value for name, value in one._asdict().items()}
+        for one in found
+    ]

@@ -1,0 +1,205 @@
+"""One run of `engram clone`: a memory cloned with a seed, evaluated, and resumable."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engram.agents import checkpoint
+from engram.agents.imitation import Imitation
+from engram.agents.imitation_evaluation import Outcome, evaluate_in_simulation
+from engram.agents.training import Report
+from engram.kernels.errors import DataError
+from engram.launch.build import EVALUATION_SEED
+from engram.launch.clone_build import (
+    Cloned,
+    Lesson,
+    build_imitation,
+    build_vla,
+    build_worlds,
+    read_lesson,
+)
+from engram.launch.files import read_json, write_json
+from engram.launch.folder import CHECKPOINT, check, claim, forget_after, locked, read_config
+from engram.launch.training import Job, metrics
+from engram.policies.language import Vocabulary
+from engram.policies.perception import SightSize
+
+SIGHT = "sight.json"
+"""What the policy of a run sees, and the words it knows."""
+FORMAT = 1
+Reporting = Callable[[Report], None]
+
+
+def clone_job(
+    job: Job, *, report: Reporting, stopping: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Clone and evaluate.
+
+    The folder gets `config.json`, `sight.json`, `metrics.jsonl` (a line per evaluation in the
+    simulator), TensorBoard events, `checkpoint.safetensors` and, at the end, `evaluation.json`.
+
+    Args:
+        job: What to run; its demonstrations are in `tree["demonstrations"]["folder"]`.
+        report: Called now and then.
+        stopping: Asked after every update; once true, the run is saved and left.
+
+    Returns:
+        The evaluation, or None if the run was stopped before it was made.
+
+    Raises:
+        EngramError: If the folder holds a run and `resume` is false, or another run, or if
+            another process writes to it, or if the demonstrations cannot be used.
+    """
+    with locked(job.folder):
+        check(job.folder, job.tree, resume=job.resume)
+        done = job.folder / "evaluation.json"
+        if job.resume and done.exists():
+            return read_json(done)
+        lesson = read_lesson(job.tree, Path(job.tree["demonstrations"]["folder"]))
+        imitation = build_imitation(
+            job.tree, lesson, device=torch.device(job.device), seed=job.seed
+        )
+        path = job.folder / CHECKPOINT
+        if job.resume and path.exists():
+            imitation.load(path)
+        forget_after(job.folder, imitation.updates)
+        claim(job.folder, job.memory, job.seed, job.tree)
+        _write_sight(job.folder, lesson)
+        if not _learn(job, imitation, lesson, report, stopping):
+            return None
+        return _finish(job, imitation, lesson, stopping)
+
+
+def _learn(
+    job: Job,
+    imitation: Imitation,
+    lesson: Lesson,
+    report: Reporting,
+    stopping: Callable[[], bool],
+) -> bool:
+    """Make all updates; return whether they were made."""
+    path = job.folder / CHECKPOINT
+    facts = {"memory": job.memory, "seed": job.seed}
+    settings = job.tree["evaluation"]
+    worlds, instruction = build_worlds(job.tree, num_envs=settings["num_envs"])
+    saved, told = time.monotonic(), time.monotonic()
+    rates: list[float] = []
+    sums: dict[str, float] = {}
+    try:
+        with metrics(job, imitation.updates) as write:
+            while not imitation.finished:
+                before = imitation.seconds
+                result = imitation.iterate()
+                result["steps"] = imitation.updates
+                rates.append(imitation.seconds - before)
+                for name, value in result.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                if imitation.updates % settings["every"] == 0 or imitation.finished:
+                    outcome = evaluate_in_simulation(
+                        imitation.actor,
+                        worlds,
+                        instruction,
+                        lesson.vocabulary,
+                        episodes=settings["episodes"],
+                        seed=job.seed,
+                        stopping=stopping,
+                    )
+                    if outcome is not None:
+                        means = {name: value / len(rates) for name, value in sums.items()}
+                        counted = {k: result[k] for k in ("updates", "seconds", "steps")}
+                        line = {**means, **counted, **_measured(outcome)}
+                        write(line)
+                        report({**line, "steps_per_second": len(rates) / sum(rates)})
+                        rates, sums = [], {}
+                elif time.monotonic() - told > 1:
+                    told = time.monotonic()
+                    rate = len(rates) / sum(rates)
+                    report({"steps": imitation.updates, "steps_per_second": rate, "episodes": 0})
+                stop = stopping()
+                due = time.monotonic() - saved > job.tree["checkpoint_seconds"]
+                if stop or due or imitation.finished:
+                    imitation.save(path, facts)
+                    saved = time.monotonic()
+                if stop:
+                    return imitation.finished
+    finally:
+        worlds.close()
+    return True
+
+
+def _measured(outcome: Outcome) -> Report:
+    return {"score": outcome.success, **outcome._asdict()}
+
+
+def _finish(
+    job: Job, imitation: Imitation, lesson: Lesson, stopping: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Evaluate at every gap, in worlds that no demonstration showed, and write what was found."""
+    settings = job.tree["evaluation"]
+    gaps: dict[str, dict[str, float]] = {}
+    for gap in job.tree["task"]["gaps"]:
+        worlds, instruction = build_worlds(job.tree, num_envs=settings["num_envs"], gap=gap)
+        try:
+            outcome = evaluate_in_simulation(
+                imitation.actor,
+                worlds,
+                instruction,
+                lesson.vocabulary,
+                episodes=settings["final"],
+                seed=job.seed + EVALUATION_SEED,
+                stopping=stopping,
+            )
+        finally:
+            worlds.close()
+        if outcome is None:
+            return None
+        gaps[str(gap)] = outcome._asdict()
+    policy = imitation.policy
+    found = {
+        "memory": job.memory,
+        "task": job.tree["task"]["name"],
+        "seed": job.seed,
+        "updates": imitation.updates,
+        "seconds": imitation.seconds,
+        "episodes": len(lesson.episodes),
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "memory_parameters": sum(p.numel() for p in policy.memory.parameters()),
+        "chance": worlds.first_choice_chance,
+        "gaps": gaps,
+    }
+    write_json(job.folder / "evaluation.json", found)
+    return found
+
+
+def _write_sight(folder: Path, lesson: Lesson) -> None:
+    vocabulary = lesson.vocabulary
+    words = {"words": vocabulary.words, "length": vocabulary.length}
+    facts = {"format": FORMAT, "sizes": lesson.sizes._asdict(), **words}
+    write_json(folder / SIGHT, facts)
+
+
+def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, Any]]:
+    """Rebuild the policy that a run's evaluation used; return it and the configuration.
+
+    Raises:
+        DataError: If the folder holds no such run, or a damaged one.
+    """
+    tree = read_config(folder)["tree"]
+    facts = read_json(folder / SIGHT)
+    try:
+        if facts["format"] != FORMAT:
+            raise DataError(f"{folder / SIGHT}: format is {facts['format']}; allowed: {FORMAT}")
+        vocabulary = Vocabulary(facts["words"], length=facts["length"])
+        parts = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["sizes"].items()}
+        sizes = SightSize(**parts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / SIGHT} is damaged: {error}") from None
+    tensors, _ = checkpoint.read(folder / CHECKPOINT, device)
+    average = checkpoint.part(checkpoint.part(tensors, "average"), "module")
+    scale = (average["scale.low"], average["scale.high"])
+    policy = build_vla(tree, sizes, scale, 0).to(device)
+    checkpoint.load_module(policy, average, folder / CHECKPOINT)
+    return Cloned(policy.eval(), vocabulary), tree

@@ -1,0 +1,133 @@
+"""`engram film`: an episode of a task as MP4 or GIF, of the scripted policy or of a cloned one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from engram.agents.imitation_sights import sight_of
+from engram.agents.seeds import derive
+from engram.envs.manipulation import ManipulationEnv, Oracle
+from engram.kernels.errors import InvalidValueError, MissingPackageError
+from engram.kernels.files.whole import whole_file
+from engram.launch.clone_config import compose_clone
+from engram.launch.clone_run import load_clone
+from engram.launch.config import UsageError
+
+Act = Callable[[dict[str, np.ndarray]], np.ndarray]
+FPS = 10
+
+
+def film(arguments: list[str], console: Console) -> int:
+    """Film one episode.
+
+    Args:
+        arguments: `out=FILE.mp4` or `.gif`; `run=FOLDER` of a run of `engram clone`, or
+            `task=NAME` for the scripted policy; `seed=N`; keys of `engram clone`.
+        console: Where the result is told.
+
+    Returns:
+        The exit status.
+    """
+    own = {"run": "", "out": "", "seed": "0"}
+    rest = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            rest.append(argument)
+    out = Path(own["out"] or "episode.mp4")
+    if out.suffix not in (".mp4", ".gif"):
+        raise InvalidValueError("out", str(out), "a file that ends in .mp4 or .gif")
+    if not own["seed"].isdigit():
+        raise InvalidValueError("seed", own["seed"], "a whole number, 0 or more")
+    seed = int(own["seed"])
+    if own["run"]:
+        if rest:
+            raise UsageError(f"{rest[0]!r} is a key of the run already; allowed: run, out, seed")
+        env, act = _cloned(Path(own["run"]), seed)
+    else:
+        settings = compose_clone(rest)
+        env = _environment(settings.trees[settings.tasks[0], settings.memories[0]])
+        oracle = Oracle(seed=seed)
+        act = lambda _: oracle.act(env)  # noqa: E731
+    frames, info = play(env, act, seed)
+    with whole_file(out) as file:
+        encode(file, frames, out.suffix)
+    choice = info["first_choice_correct"]
+    console.print(
+        f"{out}: {len(frames)} frames; {env.instruction} "
+        f"Success: {'yes' if info['success'] else 'no'}; first choice: "
+        f"{'none' if np.isnan(choice) else 'right' if choice else 'wrong'}."
+    )
+    return 0
+
+
+def play(env: ManipulationEnv, act: Act, seed: int) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Play an episode; return its pictures and what it ended with."""
+    observation, info = env.reset(seed=seed)
+    pictures, ended = [env.render()], False
+    while not ended:
+        observation, _, terminated, truncated, info = env.step(act(observation))
+        pictures.append(env.render())
+        ended = terminated or truncated
+    return [picture for picture in pictures if picture is not None], info
+
+
+def encode(file: Any, frames: list[np.ndarray], suffix: str) -> None:
+    """Write pictures `[H, W, 3]` uint8 as a film, at the pace of the simulation."""
+    if suffix == ".gif":
+        from PIL import Image
+
+        images = [Image.fromarray(frame).quantize(128) for frame in frames]
+        images[0].save(
+            file, "GIF", save_all=True, append_images=images[1:], duration=1000 // FPS, loop=0
+        )
+        return
+    try:
+        import av
+    except ImportError:
+        raise MissingPackageError("av", "demonstrations") from None
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _environment(tree: dict[str, Any]) -> ManipulationEnv:
+    sight = tree["demonstrations"]
+    return ManipulationEnv(
+        tree["task"]["name"],
+        cameras=() if sight["objects"] else tuple(sight["cameras"]),
+        size=sight["image"],
+        objects=sight["objects"],
+        oracle=tree["policy"]["told"],
+        render_mode="rgb_array",
+        **tree["task"]["settings"],
+    )
+
+
+def _cloned(folder: Path, seed: int) -> tuple[ManipulationEnv, Act]:
+    """Return the world of a run, and its policy."""
+    (policy, vocabulary), tree = load_clone(folder, torch.device("cpu"))
+    env = _environment(tree)
+    state, start = policy.initial_state(1), torch.ones(1, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(derive(seed, "noise of actions"))
+
+    def act(observation: dict[str, np.ndarray]) -> np.ndarray:
+        nonlocal state, start
+        batch = {name: torch.from_numpy(part)[None] for name, part in observation.items()}
+        sight = sight_of(batch, [env.instruction], vocabulary, policy.perception.sizes)
+        with torch.no_grad():
+            action, state = policy.act(sight, state, start, generator)
+        start = torch.zeros(1, dtype=torch.bool)
+        return action[0].numpy()
+
+    return env, act
