@@ -21,7 +21,7 @@ from engram.policies.perception import Perception, Sight, SightSize
 from engram.policies.vla import VLA, ActingState, Remembered
 from lerobot_policy_engram.configuration_engram_vla import EngramVLAConfig
 from lerobot_policy_engram.frames import window_starts
-from lerobot_policy_engram.memory_config import make_stream_memory
+from lerobot_policy_engram.named_memory import make_stream_memory
 from lerobot_policy_engram.whole_checkpoint import load_whole
 
 

@@ -37,7 +37,8 @@ TINY = {
 MEMORIES = {
     "memoryvla": {"capacity": 3},
     "gru": {},
-    "hcam": {"layer": {"chunk": 2, "capacity": 2}},
+    "hcam": {"memory": {"layer": {"chunk": 2, "capacity": 2}}},
+    "bank_usage": {"capacity": 2},
     "none": {},
 }
 
