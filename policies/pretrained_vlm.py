@@ -1,7 +1,6 @@
 """Vision-language models that were trained elsewhere, from a folder on this machine."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -176,6 +176,7 @@ class VLA(nn.Module):
             generator: Of the noise.
         """
         present = self.perception(sight)
+        fused: Any
         fused, memory = self.memory.step(present, state.memory, start)  # type: ignore[arg-type]
         due = start | (state.place >= self.execute)
         queue, place = state.queue, torch.where(due, 0, state.place)
@@ -188,7 +189,8 @@ class VLA(nn.Module):
 
     def _condition(self, remembered: Remembered, hidden: Tensor | None) -> Any:
         if self.expert.modulated:
-            streams, memory = remembered.present, tuple(remembered.fused)
+            fused = remembered.fused
+            streams, memory = remembered.present, (fused.perceptual, fused.cognitive)
         else:
             streams, memory = remembered.fused, None
         return self.expert.condition(streams.cognitive, streams.perceptual, memory, hidden)

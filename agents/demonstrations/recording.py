@@ -102,8 +102,8 @@ def _frame(
         STATE: observation["proprioception"],
         HIDDEN: env.task.hidden(),
         "action": action.astype(np.float32),
-        SHOWN: np.float32([info["phase"] in REVEALING]),
-        DECISION: np.float32([info["decision"]]),
+        SHOWN: np.array([info["phase"] in REVEALING], dtype=np.float32),
+        DECISION: np.array([info["decision"]], dtype=np.float32),
     }
     if env.senses.objects:
         frame[OBJECTS] = observation["objects"]
