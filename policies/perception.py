@@ -81,6 +81,8 @@ class Perception(nn.Module):
     Every camera's image becomes tokens by an encoder that the cameras share, marked by camera;
     objects are tokens of their own. They are compressed into perceptual tokens. The cognitive
     token begins as what the robot feels and is told, and reads the tokens in `depth` layers.
+    Tokens of both streams leave at scale 1: as compressed they are two hundred times smaller, next
+    to nothing beside what a memory of normed features adds, and attention over them is flat.
 
     Args:
         sizes: Of the parts of a sight.
@@ -128,7 +130,7 @@ class Perception(nn.Module):
         felt = sizes.proprioception + sizes.oracle
         self.felt = nn.Linear(felt, cognitive) if felt else None
         self.readers = nn.ModuleList(_Reader(cognitive, width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(cognitive)
+        self.norms = nn.ModuleList([nn.LayerNorm(perceptual), nn.LayerNorm(cognitive)])
 
     def forward(self, sight: Sight) -> Streams:
         """Perceive sights `[*batch, ...]`; the streams are `[*batch, N, D]` and `[*batch, 1, E]`.
@@ -148,7 +150,7 @@ class Perception(nn.Module):
             views += list(seen)
         if self.sizes.objects[0]:
             views.append(self.object_in(sight.objects.flatten(0, len(batch) - 1)))
-        perceptual = torch.cat([self.compression(view) for view in views], 1)
+        perceptual = self.norms[0](torch.cat([self.compression(view) for view in views], 1))
         query = self.words(sight.words.flatten(0, len(batch) - 1))
         if self.felt is not None:
             felt = torch.cat([sight.proprioception, sight.oracle], -1)
@@ -156,7 +158,7 @@ class Perception(nn.Module):
         query, everything = query[:, None], torch.cat(views, 1)
         for reader in self.readers:
             query = reader(query, everything)
-        cognitive = self.norm(query)
+        cognitive = self.norms[1](query)
         return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
 
     def _check(self, sight: Sight, axes: int) -> None:
