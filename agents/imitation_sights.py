@@ -12,7 +12,7 @@ from engram.agents.demonstrations.recording import DECISION, HIDDEN, OBJECTS, SH
 from engram.agents.imitation_batches import Demonstration
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.policies.language import Vocabulary
-from engram.policies.perception import Sight, SightSize
+from engram.policies.perception import Sight, SightSize, SightStatistics
 
 IMAGES = "observation.images."
 
@@ -78,6 +78,9 @@ def load(
         words = vocabulary.encode([source.task(episode)]).expand(length, -1)
         hidden = columns.get(HIDDEN, torch.zeros(length, 0))
         decision = columns.get(DECISION, torch.zeros(length, 1))[:, 0]
+        shown = columns.get(SHOWN, torch.zeros(length, 1))[:, 0]
+        # Nothing can be remembered before it was in view.
+        known = (shown + decision).cummax(0).values > 0
         images = {name: columns[IMAGES + name] for name in sizes.cameras}
         objects = columns.get(OBJECTS, torch.zeros(length, *sizes.objects))
         oracle = hidden if sizes.oracle else torch.zeros(length, 0)
@@ -85,9 +88,8 @@ def load(
             Demonstration(
                 Sight(images, columns[STATE], words, objects, oracle),
                 columns["action"],
-                # Before the decision nothing need be known, and nothing can be before the cue.
-                torch.where(decision[:, None] > 0, hidden, torch.nan),
-                columns.get(SHOWN, torch.zeros(length, 1))[:, 0],
+                torch.where(known[:, None], hidden, torch.nan),
+                shown,
                 decision,
             )
         )
@@ -128,3 +130,20 @@ def quantiles_of(episodes: list[Demonstration]) -> tuple[Tensor, Tensor]:
     action = torch.cat([episode.action for episode in episodes]).numpy()
     low, high = np.quantile(action, [0.01, 0.99], axis=0)
     return torch.from_numpy(low).float(), torch.from_numpy(high).float()
+
+
+def statistics_of(episodes: list[Demonstration]) -> SightStatistics:
+    """Return mean and standard deviation of what is felt and of the objects in view."""
+    felt = torch.cat([episode.sight.proprioception for episode in episodes])
+    objects = torch.cat([episode.sight.objects.flatten(0, 1) for episode in episodes])
+    objects = objects[(objects != 0).any(-1)]
+    if not len(objects):
+        size = episodes[0].sight.objects.shape[-1]
+        return SightStatistics(_moments(felt), (torch.zeros(size), torch.ones(size)))
+    mean, std = _moments(objects)
+    # What all objects in view have in common, as the flag that they are, must not become zero.
+    return SightStatistics(_moments(felt), (torch.where(std > 1e-6, mean, 0.0), std))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.mean(0), x.std(0, correction=0)

@@ -8,7 +8,13 @@ import torch
 from engram.agents.demonstrations import Demonstrations
 from engram.agents.imitation import Imitation
 from engram.agents.imitation_batches import Batches, Demonstration
-from engram.agents.imitation_sights import load, quantiles_of, sizes_of, vocabulary_of
+from engram.agents.imitation_sights import (
+    load,
+    quantiles_of,
+    sizes_of,
+    statistics_of,
+    vocabulary_of,
+)
 from engram.agents.seeds import derive
 from engram.agents.training import build_policy
 from engram.envs.manipulation import Manipulation, make_task
@@ -16,7 +22,7 @@ from engram.kernels.errors import DataError
 from engram.launch.build import instantiate_plainly
 from engram.policies.action_scale import ActionScale
 from engram.policies.language import Vocabulary
-from engram.policies.perception import Perception, SightSize
+from engram.policies.perception import Perception, SightSize, SightStatistics
 from engram.policies.recollection import Recollection
 from engram.policies.vla import VLA
 
@@ -29,6 +35,7 @@ class Lesson(NamedTuple):
     sizes: SightSize
     scale: tuple[torch.Tensor, torch.Tensor]
     """Quantiles of the actions."""
+    statistics: SightStatistics
 
 
 class Cloned(NamedTuple):
@@ -58,10 +65,16 @@ def read_lesson(tree: dict[str, Any], folder: Path) -> Lesson:
         episodes = load(source, vocabulary, sizes, limit=tree["demonstrations"]["episodes"])
     finally:
         source.close()
-    return Lesson(episodes, vocabulary, sizes, quantiles_of(episodes))
+    return Lesson(episodes, vocabulary, sizes, quantiles_of(episodes), statistics_of(episodes))
 
 
-def build_vla(tree: dict[str, Any], sizes: SightSize, scale: Any, seed: int) -> VLA:
+def build_vla(
+    tree: dict[str, Any],
+    sizes: SightSize,
+    scale: tuple[torch.Tensor, torch.Tensor],
+    seed: int,
+    statistics: SightStatistics | None = None,
+) -> VLA:
     """Build a policy with the initial weights of its seed."""
     settings = tree["policy"]
 
@@ -72,6 +85,7 @@ def build_vla(tree: dict[str, Any], sizes: SightSize, scale: Any, seed: int) -> 
             cognitive=settings["cognitive"],
             vision=instantiate_plainly(settings["vision"]),
             features=settings["features"],
+            statistics=statistics,
         )
         return VLA(
             perception,
@@ -91,7 +105,7 @@ def build_imitation(
     tree: dict[str, Any], lesson: Lesson, *, device: torch.device, seed: int
 ) -> Imitation:
     """Build a run at its first update."""
-    policy = build_vla(tree, lesson.sizes, lesson.scale, seed).to(device)
+    policy = build_vla(tree, lesson.sizes, lesson.scale, seed, lesson.statistics).to(device)
     cues = lesson.episodes[0].cue.shape[1]
     recollection = build_policy(
         derive(seed, "recollection"),

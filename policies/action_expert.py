@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
-from engram.memory.sequence.attention import attend, sinusoid
+from engram.memory.sequence.attention import sinusoid
+from engram.policies.attention import CrossAttention, SelfAttention
 
 
 class Condition(NamedTuple):
@@ -21,30 +21,6 @@ class Condition(NamedTuple):
     """Keys and values `[n, H, N, d]` of every block."""
     modulation: tuple[tuple[Tensor, Tensor], ...]
     """Likewise of what modulates the blocks; empty where nothing does."""
-
-
-class Attention(nn.Module):
-    """Multi-head attention whose keys and values may be computed ahead."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def keys(self, tokens: Float[Tensor, "n N D"]) -> tuple[Tensor, Tensor]:
-        """Return keys and values, `[n, H, N, d]` each."""
-        k, v = rearrange(self.key_value(tokens), "n N (s H d) -> s n H N d", s=2, H=self.heads)
-        return k, v
-
-    def forward(
-        self, x: Float[Tensor, "n C D"], keys: tuple[Tensor, Tensor]
-    ) -> Float[Tensor, "n C D"]:
-        """Attend to keys that were computed before."""
-        q = rearrange(self.query(x), "n C (H d) -> n H C d", H=self.heads)
-        y = attend(q, *keys)
-        return self.out(rearrange(y, "n H C d -> n C (H d)"))
 
 
 class ExpertBlock(nn.Module):
@@ -62,12 +38,12 @@ class ExpertBlock(nn.Module):
     def __init__(self, width: int, heads: int, *, modulated: bool):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.own = Attention(width, heads)
-        self.perception = Attention(width, heads)
+        self.own = SelfAttention(width, heads)
+        self.perception = CrossAttention(width, heads)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
         )
-        self.memory = Attention(width, heads) if modulated else None
+        self.memory = CrossAttention(width, heads) if modulated else None
         self.scale_shift = nn.Linear(width, 2 * width) if modulated else None
 
     def forward(
@@ -77,8 +53,7 @@ class ExpertBlock(nn.Module):
         modulation: tuple[Tensor, Tensor] | None,
     ) -> Float[Tensor, "n C D"]:
         """Return the tokens, changed."""
-        h = self.norms[0](x)
-        x = x + self.own(h, self.own.keys(h))
+        x = x + self.own(self.norms[0](x))
         x = x + self.perception(self.norms[1](x), perceptual)
         h = self.norms[2](x)
         if self.memory is not None and self.scale_shift is not None:
@@ -198,15 +173,18 @@ class ActionExpert(nn.Module):
             modulation,
         )
 
+    def time_code(self, times: Float[Tensor, " n"]) -> Float[Tensor, "n D"]:
+        """Encode noise times in [0, 1]."""
+        return self.time_in(sinusoid(times * 1000, self.width).to(self.position.dtype))
+
     def forward(
         self,
         noisy: Float[Tensor, "n C A"],
-        time: Float[Tensor, " n"],
+        time_code: Float[Tensor, "#n D"],
         condition: Condition,
     ) -> Float[Tensor, "n C A"]:
-        """Predict what `Denoising.disturb` asks for, at noise times in [0, 1]."""
-        code = self.time_in(sinusoid(time * 1000, self.width).to(noisy.dtype))
-        first = condition.cognitive + code[:, None]
+        """Predict what `Denoising.disturb` asks for."""
+        first = condition.cognitive + time_code[:, None]
         x = torch.cat([first, self.action_in(noisy)], 1) + self.position
         for i, block in enumerate(self._blocks()):
             modulation = condition.modulation[i] if self.modulated else None

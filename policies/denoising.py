@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
 
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""What a network says of noisy actions `[n, C, A]` at times `[n]` in [0, 1]; 1 is pure noise."""
+Predict = Callable[[Tensor, int], Tensor]
+"""What a network says of noisy actions `[n, C, A]` at the i-th of `Denoising.times`."""
 
 
 class Denoising(nn.Module, abc.ABC):
@@ -26,6 +26,11 @@ class Denoising(nn.Module, abc.ABC):
         if steps < 1:
             raise InvalidValueError("steps", steps, "1 or more")
         self.steps = steps
+
+    @property
+    @abc.abstractmethod
+    def times(self) -> list[float]:
+        """Times at which a draw calls the network, from 1 (pure noise) down."""
 
     @abc.abstractmethod
     def disturb(
@@ -69,6 +74,13 @@ class Diffusion(Denoising):
             kept.append(share)
         self.kept: Tensor
         self.register_buffer("kept", torch.tensor(kept), persistent=False)
+        self.visited = [round((i + 1) * levels / steps) - 1 for i in reversed(range(steps))]
+        self.kept_at = [kept[level] for level in self.visited]
+
+    @property
+    def times(self) -> list[float]:
+        """Times of the levels visited."""
+        return [(level + 1) / self.levels for level in self.visited]
 
     def disturb(
         self, clean: Float[Tensor, "n C A"], generator: torch.Generator | None
@@ -87,19 +99,14 @@ class Diffusion(Denoising):
     def draw(self, noise: Float[Tensor, "n C A"], predict: Predict) -> Float[Tensor, "n C A"]:
         """Visit the levels from the noisiest to the cleanest."""
         x = noise
-        levels = [round((i + 1) * self.levels / self.steps) - 1 for i in range(self.steps)]
-        kept = [float(self.kept[level]) for level in levels]
-        for i in reversed(range(self.steps)):
-            time = x.new_full(x.shape[:1], (levels[i] + 1) / self.levels)
-            epsilon = predict(x, time)
-            clean = (x - math.sqrt(1 - kept[i]) * epsilon) / math.sqrt(kept[i])
+        for i, kept in enumerate(self.kept_at):
+            clean = (x - math.sqrt(1 - kept) * predict(x, i)) / math.sqrt(kept)
             clean = clean.clamp(-self.bound, self.bound)
-            if i == 0:
-                return clean
             # What is left of the noise once the clean part was cut.
-            epsilon = (x - math.sqrt(kept[i]) * clean) / math.sqrt(1 - kept[i])
-            x = math.sqrt(kept[i - 1]) * clean + math.sqrt(1 - kept[i - 1]) * epsilon
-        raise AssertionError("steps is at least 1")
+            noise = (x - math.sqrt(kept) * clean) / math.sqrt(1 - kept)
+            after = self.kept_at[i + 1] if i + 1 < self.steps else 1.0
+            x = math.sqrt(after) * clean + math.sqrt(1 - after) * noise
+        return x
 
 
 class Flow(Denoising):
@@ -116,6 +123,11 @@ class Flow(Denoising):
 
     def __init__(self, steps: int = 10):
         super().__init__(steps)
+
+    @property
+    def times(self) -> list[float]:
+        """Equal steps from 1 down to 1/steps."""
+        return [1 - i / self.steps for i in range(self.steps)]
 
     def disturb(
         self, clean: Float[Tensor, "n C A"], generator: torch.Generator | None
@@ -134,7 +146,5 @@ class Flow(Denoising):
         """Go from noise to actions in equal steps."""
         x = noise
         for i in range(self.steps):
-            left = self.steps - i  # τ = left / steps
-            clean = predict(x, x.new_full(x.shape[:1], left / self.steps))
-            x = x + (clean - x) / left
+            x = x + (predict(x, i) - x) / (self.steps - i)  # τ = (steps − i) / steps
         return x

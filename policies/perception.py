@@ -10,8 +10,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
-from engram.memory.sequence.attention import attend
 from engram.memory.sequence.streams import Streams
+from engram.policies.attention import CrossAttention
 from engram.policies.language import WordEncoder
 from engram.policies.vision import ConvPatches
 
@@ -47,6 +47,34 @@ class SightSize(NamedTuple):
     oracle: int
 
 
+class SightStatistics(NamedTuple):
+    """Mean and standard deviation of numbers that a policy sees, over demonstrations."""
+
+    proprioception: tuple[Float[Tensor, " P"], Float[Tensor, " P"]]
+    objects: tuple[Float[Tensor, " F"], Float[Tensor, " F"]]
+    """Of the objects that are in view."""
+
+
+class Standardization(nn.Module):
+    """(x − mean) / std; a number that never changes is only shifted.
+
+    Args:
+        mean: Of every number.
+        std: Standard deviation of every number.
+    """
+
+    def __init__(self, mean: Float[Tensor, " F"], std: Float[Tensor, " F"]):
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", torch.where(std > 1e-6, std, 1.0))
+
+    def forward(self, x: Float[Tensor, "*n F"]) -> Float[Tensor, "*n F"]:
+        """Standardize."""
+        return (x - self.mean) / self.std
+
+
 class Compression(nn.Module):
     """Squeeze and excitation over tokens, then fewer features (MemoryVLA, §3.2).
 
@@ -75,91 +103,23 @@ class Compression(nn.Module):
         return self.out(z * self.squeeze(z.mean(1, keepdim=True)))
 
 
-class Perception(nn.Module):
-    """Turns sights into the two streams that a memory keeps.
+class Perceiver(nn.Module):
+    """Sights to streams: what a `VLA` sees with."""
 
-    Every camera's image becomes tokens by an encoder that the cameras share, marked by camera;
-    objects are tokens of their own. They are compressed into perceptual tokens. The cognitive
-    token begins as what the robot feels and is told, and reads the tokens in `depth` layers.
-    Tokens of both streams leave at scale 1: as compressed they are two hundred times smaller, next
-    to nothing beside what a memory of normed features adds, and attention over them is flat.
-
-    Args:
-        sizes: Of the parts of a sight.
-        perceptual: Features of a perceptual token.
-        cognitive: Features of the cognitive token.
-        vision: Builds the image encoder, given image size and features; with attributes `tokens`
-            and `width`. `ConvPatches` unless given.
-        features: Of the encoder's tokens, as asked for; the encoder may have its own.
-        depth: Layers in which the cognitive token reads.
-        heads: Attention heads of these.
-    """
-
-    def __init__(
-        self,
-        sizes: SightSize,
-        *,
-        perceptual: int = 64,
-        cognitive: int = 128,
-        vision: Callable[[int, int], nn.Module] = ConvPatches,
-        features: int = 128,
-        depth: int = 2,
-        heads: int = 4,
-    ):
-        super().__init__()
-        self.sizes = sizes
-        count, object_features = sizes.objects
-        if not sizes.cameras and not count:
-            raise InvalidValueError("cameras", "none", "one or more, or objects")
-        if heads < 1 or cognitive % heads:
-            raise InvalidValueError("heads", heads, f"divisors of cognitive = {cognitive}")
-        self.vision: nn.Module | None = None
-        tokens, width = 0, features
-        if sizes.cameras:
-            self.vision = vision(sizes.image, features)
-            tokens, width = int(self.vision.tokens), int(self.vision.width)  # type: ignore
-            self.camera = nn.Parameter(torch.randn(len(sizes.cameras), 1, width) * 0.02)
-        if count:
-            self.object_in = nn.Sequential(
-                nn.Linear(object_features, width), nn.GELU(), nn.Linear(width, width)
-            )
-        self.perceptual = (len(sizes.cameras) * tokens + count, perceptual)
-        self.cognitive = (1, cognitive)
-        self.compression = Compression(width, width, perceptual)
-        self.words = WordEncoder(sizes.words, cognitive, length=sizes.length)
-        felt = sizes.proprioception + sizes.oracle
-        self.felt = nn.Linear(felt, cognitive) if felt else None
-        self.readers = nn.ModuleList(_Reader(cognitive, width, heads) for _ in range(depth))
-        self.norms = nn.ModuleList([nn.LayerNorm(perceptual), nn.LayerNorm(cognitive)])
+    sizes: SightSize
+    perceptual: tuple[int, int]
+    """Number and features of the perceptual tokens."""
+    cognitive: tuple[int, int]
+    """Number and features of the cognitive tokens."""
 
     def forward(self, sight: Sight) -> Streams:
-        """Perceive sights `[*batch, ...]`; the streams are `[*batch, N, D]` and `[*batch, 1, E]`.
+        """Perceive sights `[*batch, ...]`; the streams are `[*batch, N, D]` and `[*batch, M, E]`.
 
         Raises:
             InvalidValueError: If a camera is missing, a part has another size, or an image is
                 not of bytes.
         """
-        batch = sight.proprioception.shape[:-1]
-        self._check(sight, len(batch))
-        views = []
-        if self.vision is not None:
-            names = self.sizes.cameras
-            images = torch.stack([sight.images[name].flatten(0, len(batch) - 1) for name in names])
-            seen = self.vision(images.flatten(0, 1))
-            seen = rearrange(seen, "(v n) N D -> v n N D", v=len(names)) + self.camera[:, None]
-            views += list(seen)
-        if self.sizes.objects[0]:
-            views.append(self.object_in(sight.objects.flatten(0, len(batch) - 1)))
-        perceptual = self.norms[0](torch.cat([self.compression(view) for view in views], 1))
-        query = self.words(sight.words.flatten(0, len(batch) - 1))
-        if self.felt is not None:
-            felt = torch.cat([sight.proprioception, sight.oracle], -1)
-            query = query + self.felt(felt.flatten(0, len(batch) - 1))
-        query, everything = query[:, None], torch.cat(views, 1)
-        for reader in self.readers:
-            query = reader(query, everything)
-        cognitive = self.norms[1](query)
-        return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
+        raise NotImplementedError
 
     def _check(self, sight: Sight, axes: int) -> None:
         sizes = self.sizes
@@ -181,27 +141,112 @@ class Perception(nn.Module):
                 raise InvalidValueError(name, list(seen.shape[axes:]), list(allowed))
 
 
+class Perception(Perceiver):
+    """Turns sights into the two streams that a memory keeps.
+
+    Every camera's image becomes tokens by an encoder that the cameras share, marked by camera;
+    objects are tokens of their own. They are compressed into perceptual tokens. The cognitive
+    token begins as what the robot feels and is told, and reads the tokens in `depth` layers.
+    Tokens of both streams leave at scale 1: as compressed they are two hundred times smaller, next
+    to nothing beside what a memory of normed features adds, and attention over them is flat.
+
+    Args:
+        sizes: Of the parts of a sight.
+        perceptual: Features of a perceptual token.
+        cognitive: Features of the cognitive token.
+        vision: Builds the image encoder, given image size and features; with attributes `tokens`
+            and `width`. `ConvPatches` unless given.
+        features: Of the encoder's tokens, as asked for; the encoder may have its own.
+        depth: Layers in which the cognitive token reads.
+        heads: Attention heads of these.
+        statistics: By which proprioception and objects are standardized; not at all unless given.
+    """
+
+    def __init__(
+        self,
+        sizes: SightSize,
+        *,
+        perceptual: int = 64,
+        cognitive: int = 128,
+        vision: Callable[[int, int], nn.Module] = ConvPatches,
+        features: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        statistics: SightStatistics | None = None,
+    ):
+        super().__init__()
+        self.sizes = sizes
+        count, object_features = sizes.objects
+        if not sizes.cameras and not count:
+            raise InvalidValueError("cameras", "none", "one or more, or objects")
+        if heads < 1 or cognitive % heads:
+            raise InvalidValueError("heads", heads, f"divisors of cognitive = {cognitive}")
+        self.vision: nn.Module | None = None
+        tokens, width = 0, features
+        if sizes.cameras:
+            self.vision = vision(sizes.image, features)
+            tokens, width = int(self.vision.tokens), int(self.vision.width)  # type: ignore
+            self.camera = nn.Parameter(torch.randn(len(sizes.cameras), 1, width) * 0.02)
+        if count:
+            self.object_in = nn.Sequential(
+                nn.Linear(object_features, width), nn.GELU(), nn.Linear(width, width)
+            )
+        shift, scale = torch.zeros(sizes.proprioception), torch.ones(sizes.proprioception)
+        of_object = torch.zeros(object_features), torch.ones(object_features)
+        statistics = statistics or SightStatistics((shift, scale), of_object)
+        self.standard_felt = Standardization(*statistics.proprioception)
+        self.standard_object = Standardization(*statistics.objects)
+        self.perceptual = (len(sizes.cameras) * tokens + count, perceptual)
+        self.cognitive = (1, cognitive)
+        self.compression = Compression(width, width, perceptual)
+        self.words = WordEncoder(sizes.words, cognitive, length=sizes.length)
+        felt = sizes.proprioception + sizes.oracle
+        self.felt = nn.Linear(felt, cognitive) if felt else None
+        self.readers = nn.ModuleList(_Reader(cognitive, width, heads) for _ in range(depth))
+        self.norms = nn.ModuleList([nn.LayerNorm(perceptual), nn.LayerNorm(cognitive)])
+
+    def forward(self, sight: Sight) -> Streams:
+        """Perceive sights; there is one cognitive token."""
+        batch = sight.proprioception.shape[:-1]
+        self._check(sight, len(batch))
+        views = []
+        if self.vision is not None:
+            names = self.sizes.cameras
+            images = torch.stack([sight.images[name].flatten(0, len(batch) - 1) for name in names])
+            seen = self.vision(images.flatten(0, 1))
+            seen = rearrange(seen, "(v n) N D -> v n N D", v=len(names)) + self.camera[:, None]
+            views += list(seen)
+        if self.sizes.objects[0]:
+            objects = sight.objects.flatten(0, len(batch) - 1)
+            in_view = (objects != 0).any(-1, keepdim=True)
+            objects = torch.where(in_view, self.standard_object(objects), 0.0)
+            views.append(self.object_in(objects))
+        perceptual = self.norms[0](torch.cat([self.compression(view) for view in views], 1))
+        query = self.words(sight.words.flatten(0, len(batch) - 1))
+        if self.felt is not None:
+            felt = torch.cat([self.standard_felt(sight.proprioception), sight.oracle], -1)
+            query = query + self.felt(felt.flatten(0, len(batch) - 1))
+        query, everything = query[:, None], torch.cat(views, 1)
+        for reader in self.readers:
+            query = reader(query, everything)
+        cognitive = self.norms[1](query)
+        return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
+
+
 class _Reader(nn.Module):
     """A query reads tokens: pre-norm cross-attention and MLP, residual."""
 
     def __init__(self, width: int, features: int, heads: int):
         super().__init__()
-        self.heads = heads
         self.norms = nn.ModuleList(
             [nn.LayerNorm(width), nn.LayerNorm(features), nn.LayerNorm(width)]
         )
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(features, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.attention = CrossAttention(width, heads, features)
         self.mlp = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        q = rearrange(self.query(self.norms[0](query)), "n C (H d) -> n H C d", H=self.heads)
-        k, v = rearrange(
-            self.key_value(self.norms[1](tokens)), "n N (s H d) -> s n H N d", s=2, H=self.heads
-        )
-        y = attend(q, k, v)
-        query = query + self.out(rearrange(y, "n H C d -> n C (H d)"))
+        read = self.attention(self.norms[0](query), self.attention.keys(self.norms[1](tokens)))
+        query = query + read
         return query + self.mlp(self.norms[2](query))

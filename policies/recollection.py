@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.streams import Streams
 from engram.policies.auxiliary import Auxiliary
-from engram.policies.perception import Perception, Sight
+from engram.policies.perception import Perceiver, Sight
 
 SMALL = 8
 """Height and width of the past images that are recalled [pixels]."""
@@ -36,7 +36,7 @@ class Recollection(nn.Module):
 
     def __init__(
         self,
-        perception: Perception,
+        perception: Perceiver,
         cues: int,
         *,
         cue: float = 1.0,

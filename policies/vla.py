@@ -14,7 +14,7 @@ from engram.memory.sequence.streams import Streams
 from engram.policies.action_expert import ActionExpert
 from engram.policies.action_scale import ActionScale
 from engram.policies.denoising import Denoising, Flow
-from engram.policies.perception import Perception, Sight
+from engram.policies.perception import Perceiver, Sight
 
 
 class ActingState(NamedTuple):
@@ -57,7 +57,7 @@ class VLA(nn.Module):
 
     def __init__(
         self,
-        perception: Perception,
+        perception: Perceiver,
         memory: Callable[..., SequenceMemory[Any]],
         expert: Callable[..., ActionExpert],
         scale: ActionScale,
@@ -128,7 +128,8 @@ class VLA(nn.Module):
         hidden = torch.rand(count, device=device, generator=generator) < self.expert.drop
         remembered = states.tree_map(lambda x: x.repeat(repeats, 1, 1), remembered)
         noisy, time, target = self.denoising.disturb(clean, generator)
-        guess = self.expert(noisy, time, self._condition(remembered, hidden))
+        condition = self._condition(remembered, hidden)
+        guess = self.expert(noisy, self.expert.time_code(time), condition)
         return (guess.float() - target).square().mean(-1).unflatten(0, (repeats, -1)).mean(0)
 
     def draw(
@@ -140,16 +141,18 @@ class VLA(nn.Module):
             len(like), self.chunk, self.actions,
             generator=generator, device=like.device, dtype=like.dtype,
         )  # fmt: skip
+        times = torch.tensor(self.denoising.times, device=like.device)
+        codes = self.expert.time_code(times).split(1)
         condition = self._condition(remembered, None)
         if self.guidance == 1:
             return self.scale.restore(
-                self.denoising.draw(noise, lambda x, time: self.expert(x, time, condition))
+                self.denoising.draw(noise, lambda x, i: self.expert(x, codes[i], condition))
             )
         blind = self._condition(remembered, torch.ones(len(like), device=like.device).bool())
         both = states.tree_map(lambda a, b: torch.cat([a, b]), condition, blind)
 
-        def guided(x: Tensor, time: Tensor) -> Tensor:
-            told, untold = self.expert(x.repeat(2, 1, 1), time.repeat(2), both).chunk(2)
+        def guided(x: Tensor, i: int) -> Tensor:
+            told, untold = self.expert(x.repeat(2, 1, 1), codes[i], both).chunk(2)
             return untold + self.guidance * (told - untold)
 
         return self.scale.restore(self.denoising.draw(noise, guided))

@@ -92,9 +92,9 @@ FURTHER = {
         together=True, consolidation=LeastUsed(), write_fused=True, gradient_writes=1
     ),
     "bank_oldest": lambda: bank(consolidation=Oldest(), fusion=AddFusion, gradient_writes=2),
+    "memory_tokens_cut": lambda: MemoryTokens(D, heads=1, gradient_steps=1, keep=None),
     "over_streams_gru": lambda: over_streams(lambda width: GRU(width, 5)),
     "present_only": lambda: OverVectors(D, memory=PresentOnly, tokens=2, width=4),
-    "memory_tokens_cut": lambda: MemoryTokens(D, tokens=3, heads=1, gradient_steps=1),
     "memory_tokens_through_time": lambda: MemoryTokens(
         D, tokens=2, layers=2, heads=2, gradient_steps=None
     ),

@@ -33,7 +33,7 @@ class Counting(Flow):
         self.draws: list[int] = []
 
     def draw(self, noise: Tensor, predict: Any) -> Tensor:
-        predict(noise, noise.new_ones(len(noise)))
+        predict(noise, 0)
         self.draws.append(len(noise))
         number = 0.01 * (10 * len(self.draws) + torch.arange(noise.shape[1]))
         return number[None, :, None].expand_as(noise).clone()
@@ -109,7 +109,7 @@ def test_the_loss_is_the_squared_error_of_the_denoising(
     torch.rand(4, generator=generator)  # whom guidance hides
     noisy, time, target = denoising.disturb(policy.scale.normalize(action), generator)
     condition = policy.expert.condition(known.fused.cognitive, known.fused.perceptual)
-    guess = policy.expert(noisy, time, condition)
+    guess = policy.expert(noisy, policy.expert.time_code(time), condition)
     torch.testing.assert_close(loss, (guess - target).square().mean(-1))
 
 
@@ -138,7 +138,7 @@ def test_guidance_goes_beyond_what_the_blind_branch_says(
 
     class Once(Flow):
         def draw(self, noise: Tensor, predict: Any) -> Tensor:
-            asked.append((noise, predict(noise, noise.new_full((len(noise),), 0.5))))
+            asked.append((noise, predict(noise, 5)))
             return noise
 
     policy = small_vla(
@@ -149,7 +149,7 @@ def test_guidance_goes_beyond_what_the_blind_branch_says(
     ((noise, guided),) = asked
     shown = known.present if modulated else known.fused
     memory = tuple(known.fused) if modulated else None
-    time = noise.new_full((4,), 0.5)
+    time = policy.expert.time_code(noise.new_full((1,), 0.5))
     branches = []
     for cognitive in (shown.cognitive, policy.expert.null.expand(4, 1, -1)):
         condition = policy.expert.condition(cognitive, shown.perceptual, memory)
