@@ -140,7 +140,9 @@ def statistics_of(episodes: list[Demonstration]) -> SightStatistics:
     if not len(objects):
         size = episodes[0].sight.objects.shape[-1]
         return SightStatistics(_moments(felt), (torch.zeros(size), torch.ones(size)))
-    return SightStatistics(_moments(felt), _moments(objects))
+    mean, std = _moments(objects)
+    # What all objects in view have in common, as the flag that they are, must not become zero.
+    return SightStatistics(_moments(felt), (torch.where(std > 1e-6, mean, 0.0), std))
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ def given(memory: bool = False) -> dict[str, Any]:
 
 
 def predict(expert: ActionExpert, noisy: Tensor, time: Tensor, **parts: Any) -> Tensor:
-    return expert(noisy, time, expert.condition(**parts))
+    return expert(noisy, expert.time_code(time), expert.condition(**parts))
 
 
 @pytest.mark.parametrize("modulated", [False, True])
