@@ -101,8 +101,7 @@ FURTHER = {
 }
 """Other settings of some of them, left to the slow tests."""
 MEMORIES |= FURTHER
-VECTORS = {"gru", "lstm", "block", "chain", "over_streams_gru"}
-EMPTY_SLOTS = [name for name in MEMORIES if name not in VECTORS]
+EMPTY_SLOTS = [n for n in MEMORIES if n not in {"gru", "lstm", "block", "chain", "over_streams_gru"}]
 """Memories whose initial state is empty slots, not a vector of zeros that is read."""
 PURE_READS = ["none", "hcam_no_local"]
 """Memories whose output is what they recall and nothing of the present input."""

@@ -131,7 +131,7 @@ def test_images_that_are_no_bytes_are_refused(sight_size: Sizes, random_sight: S
     perception = build(sizes := sight_size())
     sight = random_sight(sizes, 2)
     sight.images["top"] = torch.rand(2, 32, 32, 3)
-    with pytest.raises(InvalidValueError, match="is torch.float32; allowed: .*int8"):
+    with pytest.raises(InvalidValueError, match=r"is torch.float32; allowed: .*int8"):
         perception(sight)
 
 
