@@ -195,9 +195,7 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
         if facts["format"] != FORMAT:
             raise DataError(f"{folder / SIGHT}: format is {facts['format']}; allowed: {FORMAT}")
         vocabulary = Vocabulary(facts["words"], length=facts["length"])
-        parts: Any = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in facts["sizes"].items()
-        }
+        parts: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["sizes"].items()}
         sizes = SightSize(**parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / SIGHT} is damaged: {error}") from None

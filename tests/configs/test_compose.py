@@ -58,7 +58,8 @@ def test_every_yaml_belongs_to_a_group_or_is_a_run() -> None:
 
     (folder,) = engram.configs.__path__
     found = {path.relative_to(folder).parts[0] for path in Path(folder).rglob("*.yaml")}
-    assert found == {"env", "memory", "agent", "preset", "train.yaml"}
+    groups = {"env", "memory", "agent", "preset", "task", "streams", "study"}
+    assert found == {*groups, "train.yaml", "clone.yaml"}
 
 
 def test_auxiliary_losses_and_observation_norms_are_settings() -> None:

@@ -93,7 +93,7 @@ FURTHER = {
     ),
     "bank_oldest": lambda: bank(consolidation=Oldest(), fusion=AddFusion, gradient_writes=2),
     "memory_tokens_cut": lambda: MemoryTokens(D, heads=1, gradient_steps=1, keep=None),
-    "over_streams_gru": lambda: over_streams(lambda width: GRU(width, 5)),
+    "over_streams": lambda: over_streams(lambda width: GRU(width, 5)),
     "present_only": lambda: OverVectors(D, memory=PresentOnly, tokens=2, width=4),
     "memory_tokens_through_time": lambda: MemoryTokens(
         D, tokens=2, layers=2, heads=2, gradient_steps=None
@@ -101,7 +101,7 @@ FURTHER = {
 }
 """Other settings of some of them, left to the slow tests."""
 MEMORIES |= FURTHER
-EMPTY_SLOTS = [n for n in MEMORIES if n not in {"gru", "lstm", "block", "chain", "over_streams_gru"}]
+EMPTY_SLOTS = [n for n in MEMORIES if n not in ("gru", "lstm", "block", "chain", "over_streams")]
 """Memories whose initial state is empty slots, not a vector of zeros that is read."""
 PURE_READS = ["none", "hcam_no_local"]
 """Memories whose output is what they recall and nothing of the present input."""
