@@ -116,7 +116,8 @@ class Imitation:
             Updates and seconds so far, frames of this update, and every loss.
 
         Raises:
-            DivergedError: If a loss is not finite; the weights then stay as they were.
+            DivergedError: If a loss or a gradient is not finite; the weights, and what the memory
+                carries, then stay as they were.
         """
         began = time.perf_counter()
         batch = self.batches.next()
@@ -124,19 +125,19 @@ class Imitation:
         self.policy.train()
         mixed = self.settings.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
-            losses = self._losses(batch, frames)
+            losses, memory = self._losses(batch, frames)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         report = {name: float(loss.detach()) for name, loss in losses.items()}
-        for name, value in report.items():
-            if not math.isfinite(value):
-                raise DivergedError(name, value, self.updates)
+        self._refuse_infinite(report)
         self.optimizer.zero_grad()
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        self._refuse_infinite({"gradient_norm": float(norm)})
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         self.optimizer.step()
         self.average.update_parameters(self.policy)
+        self.memory = memory
         self.updates += 1
         self.seconds += time.perf_counter() - began
         return {
@@ -147,12 +148,17 @@ class Imitation:
             **report,
         }
 
-    def _losses(self, batch: Batch, frames: Frames) -> dict[str, Tensor]:
+    def _refuse_infinite(self, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise DivergedError(name, value, self.updates)
+
+    def _losses(self, batch: Batch, frames: Frames) -> tuple[dict[str, Tensor], Any]:
+        """Return the losses of a batch, and the memory after it."""
         memory = self.memory
         if not batch.carried:
             memory = self.policy.memory.initial_state(frames.start.shape[1])
         remembered, memory = self.policy(frames.sight, memory, frames.start)
-        self.memory = states.snapshot(memory)
         real = frames.real.flatten(0, 1)  # [T B, C]
         chance = real[:, 0] * (1 + self.settings.decision * frames.decision.flatten())
         drawn = torch.multinomial(
@@ -163,12 +169,16 @@ class Imitation:
         error = self.policy.loss(
             moments, action, generator=self.generator, repeats=self.settings.repeats
         )
-        return {
-            "action": torch.where(real, error, 0.0).sum() / real.sum(),
-            **self.recollection(
-                remembered.fused, frames.sight, frames.cue, frames.start, self.generator
-            ),
-        }
+        recalled = self.recollection(
+            remembered.fused,
+            frames.sight,
+            frames.cue,
+            frames.start,
+            self.generator,
+            real=frames.real[..., 0],
+        )
+        action_loss = torch.where(real, error, 0.0).sum() / real.sum()
+        return {"action": action_loss, **recalled}, states.snapshot(memory)
 
     def _rate(self) -> float:
         settings = self.settings
@@ -194,9 +204,7 @@ class Imitation:
                 raise DataError(
                     f"checkpoint {path}: {name} is {facts.get(name)!r}; allowed: {kind}"
                 )
-        for name in ("policy", "average", "recollection"):
-            wanted = getattr(self, name).state_dict()
-            checkpoint.check(checkpoint.part(tensors, name), wanted, path)
+        self._check(tensors, path)
         for name in ("policy", "average", "recollection"):
             getattr(self, name).load_state_dict(checkpoint.part(tensors, name))
         moments: dict[int, dict[str, Tensor]] = {}
@@ -210,6 +218,24 @@ class Imitation:
         self.memory = states.unflatten(checkpoint.part(tensors, "memory"), self.memory)
         self.updates, self.seconds = facts["updates"], facts["seconds"]
         return facts
+
+    def _check(self, tensors: dict[str, Tensor], path: Path) -> None:
+        """Compare a checkpoint with this run before anything of it is used."""
+        for name in ("policy", "average", "recollection"):
+            wanted = getattr(self, name).state_dict()
+            checkpoint.check(checkpoint.part(tensors, name), wanted, path)
+        found = checkpoint.part(tensors, "optimizer")
+        begun = {name.split(".", 1)[0] for name in found}  # those that ever got a gradient
+        wanted = {}
+        for index, parameter in enumerate(self.parameters):
+            if str(index) in begun:
+                like = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+                wanted |= {f"{index}.{name}": tensor for name, tensor in like.items()}
+        checkpoint.check(found, wanted, path)
+        checkpoint.check(checkpoint.part(tensors, "memory"), states.flatten(self.memory), path)
+        random = {"random": tensors["random"]} if "random" in tensors else {}
+        checkpoint.check(random, {"random": self.generator.get_state()}, path)
+        self.batches.check(checkpoint.part(tensors, "batches"), path)
 
     def _tensors(self) -> dict[str, Tensor]:
         parts: dict[str, dict[str, Tensor]] = {

@@ -1,13 +1,15 @@
 """Batches of demonstrations for cloning with memory, and the source that streams episodes."""
 
 import abc
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from engram.kernels.errors import InvalidValueError
+from engram.agents import checkpoint
+from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
 from engram.policies.perception import Sight
 
@@ -58,11 +60,16 @@ class Batches(abc.ABC):
         rows: B.
         chunk: C.
         seed: Of the order.
+
+    Raises:
+        DataError: If a demonstration has no frames, or another layout than the first, or holds a
+            number that is not finite.
     """
 
     def __init__(self, episodes: list[Demonstration], *, rows: int, chunk: int, seed: int):
         if not episodes:
             raise InvalidValueError("episodes", 0, "one or more demonstrations")
+        check_layout(episodes)
         for name, value in (("rows", rows), ("chunk", chunk)):
             if value < 1:
                 raise InvalidValueError(name, value, "1 or more")
@@ -77,7 +84,24 @@ class Batches(abc.ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Name what decides which batches come next."""
         order = torch.tensor(self.order, dtype=torch.int64)
-        return {"random": self.generator.get_state(), "order": order}
+        lengths = torch.tensor([len(episode.action) for episode in self.episodes])
+        return {"random": self.generator.get_state(), "order": order, "lengths": lengths}
+
+    def check(self, tensors: dict[str, Tensor], source: Path) -> None:
+        """Check that `load` can go on from tensors of a checkpoint.
+
+        Raises:
+            DataError: If they are of other demonstrations or of another kind of batches.
+        """
+        wanted = self.tensors()
+        wanted["order"] = tensors.get("order", wanted["order"])  # shrinks as it is played
+        seen, here = tensors.get("lengths"), wanted["lengths"]
+        if seen is not None and not torch.equal(seen.cpu(), here):
+            raise DataError(
+                f"checkpoint {source}: demonstrations are {len(seen)} of {int(seen.sum())} frames; "
+                f"allowed: those that the run began with, not {len(here)} of {int(here.sum())}"
+            )
+        checkpoint.check(tensors, wanted, source)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on where `tensors` were taken."""
@@ -107,6 +131,40 @@ class Batches(abc.ABC):
             episode.decision[frames],
             torch.arange(len(frames)) == 0,
         )
+
+
+def check_layout(episodes: list[Demonstration]) -> None:
+    """Check that demonstrations can be learnt from together.
+
+    Raises:
+        DataError: If one has no frames, or columns of several lengths, or another layout than the
+            first, or actions or senses that are not finite.
+    """
+    layout: dict[str, tuple[int, ...]] = {}
+    for number, episode in enumerate(episodes):
+        columns = dict(states.leaves(episode))
+        lengths = {len(column) for column in columns.values()}
+        if len(lengths) > 1 or not min(lengths):
+            raise DataError(
+                f"demonstration {number} has columns of {sorted(lengths)} frames; "
+                "allowed: one length of 1 or more"
+            )
+        shapes = {name: tuple(column.shape[1:]) for name, column in columns.items()}
+        layout = layout or shapes
+        if shapes != layout:
+            raise DataError(
+                f"demonstration {number} has columns {shapes}; allowed, as the first: {layout}"
+            )
+        for name, column in columns.items():
+            # What is not known yet is NaN in the cue.
+            if name == "cue" or not column.is_floating_point():
+                continue
+            if not (finite := column.isfinite().flatten(1).all(1)).all():
+                frame = int(finite.int().argmin())
+                raise DataError(
+                    f"demonstration {number}: {name} at frame {frame} is "
+                    f"{column[frame].tolist()}; allowed: finite numbers"
+                )
 
 
 class Streaming(Batches):

@@ -9,6 +9,7 @@ import torch
 from engram.agents.imitation_sights import sight_of
 from engram.agents.seeds import derive
 from engram.envs.manipulation import Manipulation
+from engram.kernels.errors import InvalidValueError
 from engram.memory import state as states
 from engram.policies.language import Vocabulary
 from engram.policies.vla import VLA
@@ -51,7 +52,12 @@ def evaluate_in_simulation(
         episodes: How many, rounded up to a multiple of the worlds.
         seed: Of worlds and noise.
         stopping: Asked after every step; once true, nothing is returned.
+
+    Raises:
+        InvalidValueError: If the worlds lack what the policy sees, or no episode is asked for.
     """
+    if episodes < 1:
+        raise InvalidValueError("episodes", episodes, "1 or more")
     policy.eval()
     batch = worlds.num_envs
     wanted = -(-episodes // batch)

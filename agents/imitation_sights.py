@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engram.agents.demonstrations.feature import image_size
 from engram.agents.demonstrations.reader import Demonstrations
 from engram.agents.demonstrations.recording import DECISION, HIDDEN, OBJECTS, SHOWN, STATE
 from engram.agents.imitation_batches import Demonstration
-from engram.kernels.errors import DataError
+from engram.kernels.errors import DataError, InvalidValueError
 from engram.policies.language import Vocabulary
 from engram.policies.perception import Sight, SightSize, SightStatistics
 
@@ -36,13 +37,16 @@ def sizes_of(
         if name not in features:
             raise DataError(f"{source.folder} has no column {name}; it has {sorted(features)}")
     cameras = () if objects else tuple(sorted(n for n in features if n.startswith(IMAGES)))
-    shapes = {tuple(features[name].shape) for name in cameras}
-    if not objects and (len(shapes) != 1 or len({*next(iter(shapes))[:2]}) != 1):
+    if not objects and not cameras:
+        raise DataError(f"{source.folder} has no images ({IMAGES}…); it has {sorted(features)}")
+    sizes = {side for name in cameras for side in image_size(features[name])}
+    if len(sizes) > 1:
+        shapes = {name: image_size(features[name]) for name in cameras}
         raise DataError(f"{source.folder}: images are {shapes}; allowed: squares of one size")
     table = tuple(features[OBJECTS].shape) if objects else (0, 0)
     return SightSize(
         cameras=tuple(name.removeprefix(IMAGES) for name in cameras),
-        image=next(iter(shapes))[0] if shapes else 0,
+        image=sizes.pop() if sizes else 0,
         proprioception=features[STATE].shape[0],
         words=len(vocabulary.words),
         length=vocabulary.length,
@@ -69,6 +73,7 @@ def load(
     found = []
     for episode in range(count):
         columns = {k: torch.from_numpy(v) for k, v in source.read(episode, keys).items()}
+        columns = {k: v if k.startswith(IMAGES) else v.float() for k, v in columns.items()}
         length = len(columns["action"])
         words = vocabulary.encode([source.task(episode)]).expand(length, -1)
         hidden = columns.get(HIDDEN, torch.zeros(length, 0))
@@ -81,8 +86,8 @@ def load(
         oracle = hidden if sizes.oracle else torch.zeros(length, 0)
         found.append(
             Demonstration(
-                Sight(images, columns[STATE].float(), words, objects, oracle),
-                columns["action"].float(),
+                Sight(images, columns[STATE], words, objects, oracle),
+                columns["action"],
                 torch.where(known[:, None], hidden, torch.nan),
                 shown,
                 decision,
@@ -95,7 +100,15 @@ def sight_of(
     observation: Mapping[str, Tensor], instructions: list[str], vocabulary: Vocabulary,
     sizes: SightSize,
 ) -> Sight:  # fmt: skip
-    """Return what N simulated robots see, from the observation of a batch of worlds."""
+    """Return what N simulated robots see, from the observation of a batch of worlds.
+
+    Raises:
+        InvalidValueError: If the observation lacks a part.
+    """
+    parts = {"objects": sizes.objects[0], "oracle": sizes.oracle}
+    needed = ["proprioception", *sizes.cameras, *(name for name, size in parts.items() if size)]
+    if any(name not in observation for name in needed):
+        raise InvalidValueError("parts of the observation", sorted(observation), needed)
     felt = observation["proprioception"]
     count = len(felt)
     return Sight(
@@ -127,7 +140,9 @@ def statistics_of(episodes: list[Demonstration]) -> SightStatistics:
     if not len(objects):
         size = episodes[0].sight.objects.shape[-1]
         return SightStatistics(_moments(felt), (torch.zeros(size), torch.ones(size)))
-    return SightStatistics(_moments(felt), _moments(objects))
+    mean, std = _moments(objects)
+    # What all objects in view have in common, as the flag that they are, must not become zero.
+    return SightStatistics(_moments(felt), (torch.where(std > 1e-6, mean, 0.0), std))
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

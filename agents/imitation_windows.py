@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from engram.agents.imitation_batches import Batch, Batches, Demonstration
+from engram.kernels.errors import InvalidValueError
 from engram.memory import state as states
 
 
@@ -16,6 +17,17 @@ class Choice(abc.ABC):
     @abc.abstractmethod
     def choose(self, episode: Demonstration, generator: torch.Generator) -> Int[Tensor, " n"]:
         """Return frame numbers, rising."""
+
+
+def check_count(count: int) -> int:
+    """Return a number of frames, if there can be so many.
+
+    Raises:
+        InvalidValueError: If not.
+    """
+    if count < 1:
+        raise InvalidValueError("count", count, "1 or more")
+    return count
 
 
 class EveryFrame(Choice):
@@ -35,7 +47,7 @@ class RandomFrames(Choice):
     """
 
     def __init__(self, count: int = 16):
-        self.count = count
+        self.count = check_count(count)
 
     def choose(self, episode: Demonstration, generator: torch.Generator) -> Int[Tensor, " n"]:
         """Draw without replacement."""
@@ -51,7 +63,7 @@ class JitteredFrames(Choice):
     """
 
     def __init__(self, count: int = 16):
-        self.count = count
+        self.count = check_count(count)
 
     def choose(self, episode: Demonstration, generator: torch.Generator) -> Int[Tensor, " n"]:
         """Draw one frame per part."""

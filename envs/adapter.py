@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engram.envs.processes import without_sigint
 from engram.envs.vector import Observation, stack_final
+from engram.envs.workers import Workers
 from engram.kernels.errors import EngramError, InvalidValueError
 
 
@@ -39,7 +40,7 @@ class UnsupportedSpaceError(EngramError, TypeError):
 
 
 class GymnasiumEnv(gymnasium.vector.VectorEnv):
-    """Runs N copies of a Gymnasium environment, in this process or one process each.
+    """Runs N copies of a Gymnasium environment, in this process, in a few or one process each.
 
     Observations, rewards and flags are torch tensors; `info` follows `BatchedEnv`: `final_obs` has
     every row filled, and each name in `measures` is `[N]` float32. float64 observations become
@@ -54,6 +55,7 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         settings: Keywords for `gymnasium.make` or the callable.
         asynchronous: Whether each copy has a process of its own. Processes are spawned, so a
             script must guard its entry with `if __name__ == "__main__"`.
+        processes: How many processes share the copies instead; 0 for none.
         episodes_per_trial: Episodes that memory spans.
         measures: Numbers in the environment's own info to report; NaN where absent.
         device: Where the tensors handed out live; the copies run on the host.
@@ -74,6 +76,7 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         environment: str | Callable[..., gymnasium.Env],
         settings: Mapping[str, Any] | None = None,
         asynchronous: bool = False,
+        processes: int = 0,
         episodes_per_trial: int = 1,
         measures: Sequence[str] = (),
         device: torch.device | str = "cpu",
@@ -89,7 +92,11 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
             else environment
         )
         copies = [partial(make, **(settings or {}))] * num_envs
-        if asynchronous:
+        if asynchronous and processes:
+            raise InvalidValueError("processes", processes, "0 where asynchronous is true")
+        if processes:
+            self.vector = Workers(copies, processes, measures=measures)
+        elif asynchronous:
             # A fork would copy torch's threads in whatever state they are.
             with without_sigint():
                 self.vector = AsyncVectorEnv(

@@ -140,6 +140,7 @@ def _finish(
     """Evaluate at every gap, in worlds that no demonstration showed, and write what was found."""
     settings = job.tree["evaluation"]
     gaps: dict[str, dict[str, float]] = {}
+    chance = 0.0
     for gap in job.tree["task"]["gaps"]:
         worlds, instruction = build_worlds(job.tree, num_envs=settings["num_envs"], gap=gap)
         try:
@@ -157,6 +158,7 @@ def _finish(
         if outcome is None:
             return None
         gaps[str(gap)] = outcome._asdict()
+        chance = worlds.first_choice_chance
     policy = imitation.policy
     found = {
         "memory": job.memory,
@@ -167,7 +169,7 @@ def _finish(
         "episodes": len(lesson.episodes),
         "parameters": sum(p.numel() for p in policy.parameters()),
         "memory_parameters": sum(p.numel() for p in policy.memory.parameters()),
-        "chance": worlds.first_choice_chance,
+        "chance": chance,
         "gaps": gaps,
     }
     write_json(job.folder / "evaluation.json", found)
@@ -193,7 +195,9 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
         if facts["format"] != FORMAT:
             raise DataError(f"{folder / SIGHT}: format is {facts['format']}; allowed: {FORMAT}")
         vocabulary = Vocabulary(facts["words"], length=facts["length"])
-        parts = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["sizes"].items()}
+        parts: Any = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in facts["sizes"].items()
+        }
         sizes = SightSize(**parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / SIGHT} is damaged: {error}") from None

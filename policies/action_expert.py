@@ -107,6 +107,8 @@ class ActionExpert(nn.Module):
             raise InvalidValueError("chunk", chunk, "1 or more")
         if heads < 1 or width % heads or width % 2:
             raise InvalidValueError("heads", heads, f"divisors of width = {width}, which is even")
+        if depth < 1:
+            raise InvalidValueError("depth", depth, "1 or more")
         if not 0 <= drop < 1:
             raise InvalidValueError("drop", drop, "0 or more, less than 1")
         self.actions, self.chunk, self.width = actions, chunk, width

@@ -34,10 +34,13 @@ class ActionScale(nn.Module):
         """
         if action.shape[-1] != len(self.low):
             raise DataError(f"an action has {action.shape[-1]} numbers; allowed: {len(self.low)}")
+        if not (finite := action.isfinite().all(-1)).all():
+            raise DataError(f"an action is {action[~finite][0].tolist()}; allowed: finite numbers")
         spread = self.high - self.low
         z = 2 * (action - self.low) / torch.where(spread > 0, spread, 1.0) - 1
         return torch.where(spread > 0, z.clamp(-1, 1), 0.0)
 
     def restore(self, z: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch A"]:
         """Return actions in the units of the demonstrations; what lies beyond ±1 is cut."""
-        return self.low + (z.clamp(-1, 1) + 1) / 2 * (self.high - self.low)
+        # lerp ends exactly at `high`; low + (high - low) may round to beyond it.
+        return torch.lerp(self.low, self.high, (z.clamp(-1, 1) + 1) / 2)

@@ -61,6 +61,8 @@ class Diffusion(Denoising):
         super().__init__(steps)
         if not steps <= levels:
             raise InvalidValueError("steps", steps, f"1 … levels = {levels}")
+        if not 0 < bound < math.inf:
+            raise InvalidValueError("bound", bound, "above 0")
         self.levels, self.bound = levels, bound
 
         def f(k: int) -> float:

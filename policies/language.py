@@ -34,6 +34,11 @@ class Vocabulary:
         self.number = {word: i + 1 for i, word in enumerate(self.words)}
         if not self.words:
             raise InvalidValueError("words", [], "one or more")
+        if length < 1:
+            raise InvalidValueError("length", length, "1 or more")
+        for word in self.words:
+            if split(word) != [word]:
+                raise InvalidValueError("word", word, "single words in lower case")
 
     @classmethod
     def of(cls, instructions: Iterable[str], *, length: int = 24) -> "Vocabulary":
@@ -60,8 +65,8 @@ class Vocabulary:
 
 
 def split(text: str) -> list[str]:
-    """Return the words of a text, lower case, without punctuation."""
-    return re.findall(r"[a-z0-9]+(?:['-][a-z0-9]+)*", text.lower())
+    """Return the words of a text, of any script, lower case, without punctuation."""
+    return re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower())
 
 
 class WordEncoder(nn.Module):

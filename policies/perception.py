@@ -116,7 +116,8 @@ class Perceiver(nn.Module):
         """Perceive sights `[*batch, ...]`; the streams are `[*batch, N, D]` and `[*batch, M, E]`.
 
         Raises:
-            InvalidValueError: If a camera is missing, or a part has another size.
+            InvalidValueError: If a camera is missing, a part has another size, or an image is
+                not of bytes.
         """
         raise NotImplementedError
 
@@ -128,10 +129,13 @@ class Perceiver(nn.Module):
             shape = list(sight.images[name].shape[axes:])
             if shape != [sizes.image, sizes.image, 3]:
                 raise InvalidValueError(f"image of {name!r}", shape, [sizes.image, sizes.image, 3])
+            if (dtype := sight.images[name].dtype) != torch.uint8:
+                raise InvalidValueError(f"image of {name!r}", dtype, [torch.uint8])
         for name, seen, allowed in (
             ("proprioception", sight.proprioception, (sizes.proprioception,)),
             ("objects", sight.objects, sizes.objects),
             ("oracle", sight.oracle, (sizes.oracle,)),
+            ("words", sight.words, (sizes.length,)),
         ):
             if tuple(seen.shape[axes:]) != tuple(allowed):
                 raise InvalidValueError(name, list(seen.shape[axes:]), list(allowed))
@@ -143,6 +147,8 @@ class Perception(Perceiver):
     Every camera's image becomes tokens by an encoder that the cameras share, marked by camera;
     objects are tokens of their own. They are compressed into perceptual tokens. The cognitive
     token begins as what the robot feels and is told, and reads the tokens in `depth` layers.
+    Tokens of both streams leave at scale 1: as compressed they are two hundred times smaller, next
+    to nothing beside what a memory of normed features adds, and attention over them is flat.
 
     Args:
         sizes: Of the parts of a sight.
@@ -173,6 +179,8 @@ class Perception(Perceiver):
         count, object_features = sizes.objects
         if not sizes.cameras and not count:
             raise InvalidValueError("cameras", "none", "one or more, or objects")
+        if heads < 1 or cognitive % heads:
+            raise InvalidValueError("heads", heads, f"divisors of cognitive = {cognitive}")
         self.vision: nn.Module | None = None
         tokens, width = 0, features
         if sizes.cameras:
@@ -192,9 +200,10 @@ class Perception(Perceiver):
         self.cognitive = (1, cognitive)
         self.compression = Compression(width, width, perceptual)
         self.words = WordEncoder(sizes.words, cognitive, length=sizes.length)
-        self.felt = nn.Linear(sizes.proprioception + sizes.oracle, cognitive)
+        felt = sizes.proprioception + sizes.oracle
+        self.felt = nn.Linear(felt, cognitive) if felt else None
         self.readers = nn.ModuleList(_Reader(cognitive, width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(cognitive)
+        self.norms = nn.ModuleList([nn.LayerNorm(perceptual), nn.LayerNorm(cognitive)])
 
     def forward(self, sight: Sight) -> Streams:
         """Perceive sights; there is one cognitive token."""
@@ -212,15 +221,15 @@ class Perception(Perceiver):
             in_view = (objects != 0).any(-1, keepdim=True)
             objects = torch.where(in_view, self.standard_object(objects), 0.0)
             views.append(self.object_in(objects))
-        perceptual = torch.cat([self.compression(view) for view in views], 1)
-        felt = torch.cat([self.standard_felt(sight.proprioception), sight.oracle], -1).flatten(
-            0, len(batch) - 1
-        )
-        query = self.felt(felt) + self.words(sight.words.flatten(0, len(batch) - 1))
+        perceptual = self.norms[0](torch.cat([self.compression(view) for view in views], 1))
+        query = self.words(sight.words.flatten(0, len(batch) - 1))
+        if self.felt is not None:
+            felt = torch.cat([self.standard_felt(sight.proprioception), sight.oracle], -1)
+            query = query + self.felt(felt.flatten(0, len(batch) - 1))
         query, everything = query[:, None], torch.cat(views, 1)
         for reader in self.readers:
             query = reader(query, everything)
-        cognitive = self.norm(query)
+        cognitive = self.norms[1](query)
         return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
 
 

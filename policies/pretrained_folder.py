@@ -42,7 +42,7 @@ def transformers() -> ModuleType:
         MissingPackageError: If it is not installed.
     """
     try:
-        import transformers
+        import transformers  # type: ignore[import-not-found]
     except ImportError:
         raise MissingPackageError("transformers", EXTRA) from None
     return transformers
@@ -55,7 +55,7 @@ def timm() -> ModuleType:
         MissingPackageError: If it is not installed.
     """
     try:
-        import timm
+        import timm  # type: ignore[import-not-found]
     except ImportError:
         raise MissingPackageError("timm", EXTRA) from None
     return timm

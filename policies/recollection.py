@@ -52,7 +52,11 @@ class Recollection(nn.Module):
         self.cameras, self.weight = sizes.cameras, cue
         (_, d), (_, e) = perception.perceptual, perception.cognitive
         self.read = nn.Linear(d + e, width)
-        self.cue = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, cues))
+        self.cue = (
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, cues))
+            if cue and cues
+            else None
+        )
         shape = (SMALL, SMALL, 3 * len(sizes.cameras))
         seen = (
             spaces.Box(0, 255, shape, dtype="uint8")  # type: ignore[arg-type]
@@ -68,6 +72,8 @@ class Recollection(nn.Module):
         cue: Float[Tensor, "T B Q"],
         start: Bool[Tensor, "T B"],
         generator: torch.Generator | None = None,
+        *,
+        real: Bool[Tensor, "T B"] | None = None,
     ) -> dict[str, Tensor]:
         """Return each loss that has a weight, weighted, as a scalar.
 
@@ -77,11 +83,14 @@ class Recollection(nn.Module):
             cue: NaN where it is not known, or was not yet in view.
             start: Where the memory begins.
             generator: For δ.
+            real: Which frames are no padding; all unless given. Padding is asked nothing.
         """
+        if real is None:
+            real = torch.ones_like(start)
         features = self.read(torch.cat([fused.perceptual.mean(-2), fused.cognitive[..., 0, :]], -1))
         losses: dict[str, Tensor] = {}
-        if self.weight and cue.shape[-1]:
-            known = ~cue.isnan()
+        if self.cue is not None:
+            known = ~cue.isnan() & real[..., None]
             error = (self.cue(features) - torch.where(known, cue, 0.0)).square()
             losses["cue"] = (
                 self.weight * torch.where(known, error, 0.0).sum() / known.sum().clamp(min=1)
@@ -90,7 +99,8 @@ class Recollection(nn.Module):
             ended = torch.zeros_like(start)
             none = features.new_zeros(*start.shape, 0)
             seen = self._shrink(sight) if self.cameras else sight.objects
-            losses |= self.past(features, seen, none, start, ended, generator)
+            # A frame that begins a scope has no past to be asked for.
+            losses |= self.past(features, seen, none, start | ~real, ended, generator)
         return losses
 
     def _shrink(self, sight: Sight) -> UInt8[Tensor, "T B h w c"]:

@@ -22,6 +22,8 @@ class ConvPatches(nn.Module):
         super().__init__()
         if size < 16 or size % 16:
             raise InvalidValueError("image size", size, "multiples of 16")
+        if width < 2:
+            raise InvalidValueError("width", width, "2 or more")
         self.size, self.width = size, width
         self.tokens = (size // 16) ** 2
         self.layers = nn.Sequential(
@@ -33,7 +35,7 @@ class ConvPatches(nn.Module):
         )
         self.position = nn.Parameter(torch.randn(self.tokens, width) * 0.02)
 
-    def forward(self, image: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n N D"]:
+    def forward(self, image: UInt8[Tensor, "n H W 3"]) -> Float[Tensor, "n N D"]:
         """Encode images."""
         if tuple(image.shape[1:]) != (self.size, self.size, 3):
             allowed = [self.size, self.size, 3]
@@ -57,8 +59,10 @@ class TransformerPatches(nn.Module):
         self, size: int = 64, width: int = 128, *, patch: int = 16, depth: int = 4, heads: int = 4
     ):
         super().__init__()
-        if patch < 1 or size % patch:
+        if not 1 <= patch <= size or size % patch:
             raise InvalidValueError("patch", patch, f"divisors of the image size {size}")
+        if heads < 1 or width % heads:
+            raise InvalidValueError("heads", heads, f"divisors of width = {width}")
         self.size, self.width = size, width
         self.tokens = (size // patch) ** 2
         self.patches = nn.Conv2d(3, width, patch, stride=patch)
@@ -70,7 +74,7 @@ class TransformerPatches(nn.Module):
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, image: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n N D"]:
+    def forward(self, image: UInt8[Tensor, "n H W 3"]) -> Float[Tensor, "n N D"]:
         """Encode images."""
         if tuple(image.shape[1:]) != (self.size, self.size, 3):
             allowed = [self.size, self.size, 3]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
@@ -24,8 +24,8 @@ class ActingState(NamedTuple):
     """State of the memory."""
     queue: Float[Tensor, "B C A"]
     """The chunk that is being executed."""
-    place: Float[Tensor, " B"]
-    """How many of its actions were, int64."""
+    place: Int[Tensor, " B"]
+    """How many of its actions were."""
 
 
 class Remembered(NamedTuple):
@@ -81,6 +81,8 @@ class VLA(nn.Module):
             perceptual=perception.perceptual[1],
             cognitive=perception.cognitive[1],
         )
+        if guidance > 1 and not self.expert.drop:
+            raise InvalidValueError("guidance", guidance, "1, as the expert's drop is 0")
         self.scale = scale
         self.denoising = denoising or Flow()
         self.guidance = guidance
@@ -174,18 +176,21 @@ class VLA(nn.Module):
             generator: Of the noise.
         """
         present = self.perception(sight)
+        fused: Any
         fused, memory = self.memory.step(present, state.memory, start)  # type: ignore[arg-type]
         due = start | (state.place >= self.execute)
         queue, place = state.queue, torch.where(due, 0, state.place)
-        if bool(due.any()):
-            fresh = self.draw(Remembered(present, fused), generator)
-            queue = torch.where(due[:, None, None], fresh, queue)
+        rows = due.nonzero()[:, 0]
+        if len(rows):
+            known = states.take(Remembered(present, fused), rows)
+            queue = queue.index_copy(0, rows, self.draw(known, generator).to(queue.dtype))
         action = queue[torch.arange(len(queue), device=queue.device), place]
         return action, ActingState(memory, queue, place + 1)
 
     def _condition(self, remembered: Remembered, hidden: Tensor | None) -> Any:
         if self.expert.modulated:
-            streams, memory = remembered.present, tuple(remembered.fused)
+            fused = remembered.fused
+            streams, memory = remembered.present, (fused.perceptual, fused.cognitive)
         else:
             streams, memory = remembered.fused, None
         return self.expert.condition(streams.cognitive, streams.perceptual, memory, hidden)

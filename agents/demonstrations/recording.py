@@ -17,9 +17,9 @@ OBJECTS = "observation.environment_state"
 HIDDEN = "observation.hidden"
 """The fact that must be remembered; no policy but the told one sees it."""
 SHOWN = "shown"
-"""1 while it is in view."""
-REVEALING = ("bring", "cue", "search")
-"""Phases in which the hidden fact is in view."""
+"""1 while it is in view, or comes about: what a memory must not miss."""
+REVEALING = ("cue", "swap", "bring", "probe", "search")
+"""Phases of tasks in which it does."""
 DECISION = "decision"
 """1 while actions depend on it."""
 
@@ -102,8 +102,8 @@ def _frame(
         STATE: observation["proprioception"],
         HIDDEN: env.task.hidden(),
         "action": action.astype(np.float32),
-        SHOWN: np.float32([info["phase"] in REVEALING]),
-        DECISION: np.float32([info["decision"]]),
+        SHOWN: np.array([info["phase"] in REVEALING], dtype=np.float32),
+        DECISION: np.array([info["decision"]], dtype=np.float32),
     }
     if env.senses.objects:
         frame[OBJECTS] = observation["objects"]

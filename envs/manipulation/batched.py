@@ -16,7 +16,7 @@ MEASURES = ("success", "first_choice_correct", "decision")
 
 
 class Manipulation(GymnasiumEnv):
-    """N copies of a manipulation task, in this process or one process each.
+    """N copies of a manipulation task, in this process, in a few or one process each.
 
     `info` has `success`, `first_choice_correct` and `decision`, each `[N]` float32. What is
     observed, and what actions mean, is as in `ManipulationEnv`.
@@ -32,6 +32,7 @@ class Manipulation(GymnasiumEnv):
         oracle: Whether the hidden fact is told.
         instruction: Whether the instruction is given as bytes.
         asynchronous: Whether each world has a process of its own.
+        processes: How many processes share the worlds instead, best as many as cores; 0 for none.
         device: Where the tensors handed out live; MuJoCo runs on the host.
         seed: Seed of the first reset.
 
@@ -53,6 +54,7 @@ class Manipulation(GymnasiumEnv):
         oracle: bool = False,
         instruction: bool = False,
         asynchronous: bool = False,
+        processes: int = 0,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ):
@@ -74,6 +76,7 @@ class Manipulation(GymnasiumEnv):
                 **(settings or {}),
             },
             asynchronous=asynchronous,
+            processes=processes,
             measures=MEASURES,
             device=device,
             seed=seed,

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from engram.envs.manipulation.scene import mujoco_module
+from engram.envs.manipulation.scene import BACKENDS, mujoco_module
 from engram.envs.manipulation.world import World
 from engram.kernels.errors import InvalidValueError
 
-BACKENDS = ("egl", "osmesa", "glfw")
 _COARSE = '<quality shadowsize="0" offsamples="0" numslices="12" numstacks="6" numquads="1"/>'
 _FINE = '<quality shadowsize="0" offsamples="4" numslices="32" numstacks="16" numquads="1"/>'
 _GEOMS = 200

@@ -9,7 +9,7 @@ from engram.envs.manipulation.kinematics import Kinematics
 from engram.envs.manipulation.world import PERIOD, World
 
 REACH_LOW = (0.12, -0.27, 0.012)
-REACH_HIGH = (0.48, 0.27, 0.30)
+REACH_HIGH = (0.47, 0.27, 0.29)
 """Corners of the box that the gripper is moved in [m]; all of it can be reached."""
 
 

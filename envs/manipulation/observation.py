@@ -79,7 +79,7 @@ def listed(world: World, alike: Sequence[str] = ()) -> Float[np.ndarray, "K F"]:
     """
     table = np.zeros((len(world.props), FEATURES), dtype=np.float32)
     tcp = world.tcp
-    turn = iter(sorted(alike, key=lambda name: world.position(name)[1]))
+    turn = iter(sorted(alike, key=lambda name: world.position(name)[[1, 0]].round(4).tolist()))
     for row, name in zip(table, world.props, strict=True):
         name = next(turn) if name in alike else name
         if name in world.shown:

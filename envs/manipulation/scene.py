@@ -1,16 +1,19 @@
 """The table, its cameras and what stands on it, as one MuJoCo model."""
 
+import os
 from typing import Any
 
 from engram.envs.manipulation.arm import ACTUATORS, ARM
 from engram.envs.manipulation.props import Prop
-from engram.kernels.errors import MissingPackageError
+from engram.kernels.errors import InvalidValueError, MissingPackageError
 
 TIMESTEP = 0.005
 """Physics step [s]."""
 SUBSTEPS = 20
 """Physics steps per control step: control runs at 10 Hz."""
 CAMERAS = ("top", "wrist")
+BACKENDS = ("egl", "osmesa", "glfw")
+"""Ways to OpenGL, as MUJOCO_GL names them."""
 
 
 def compile_scene(props: tuple[Prop, ...]) -> Any:
@@ -37,11 +40,14 @@ def mujoco_module() -> Any:
 
     Raises:
         MissingPackageError: If it is not installed.
+        InvalidValueError: If the environment names an unknown backend.
     """
     try:
         import mujoco
     except ImportError as error:
         raise MissingPackageError("mujoco", "manipulation") from error
+    except RuntimeError as error:
+        raise InvalidValueError("MUJOCO_GL", os.environ.get("MUJOCO_GL"), BACKENDS) from error
     return mujoco
 
 

@@ -39,7 +39,8 @@ class Bank(SequenceMemory[BankState]):
     of x and h; then it is written, and the consolidation rule makes room.
 
     `forward` reads all steps at once where what is written is raw and the rule does not look at
-    attention; the bank's contents are then worked out by a loop over the writes alone.
+    attention; the contents are then worked out by a loop over the writes alone, and T·B banks
+    exist at once.
 
     Deviations: keys have no bias, which softmax would ignore. Time counts inputs since the start of
     the scope. Both streams are one module and share the clock.

@@ -92,9 +92,9 @@ class AdjacentMerge(Consolidation):
         pair = selected(slots, torch.stack([target.clamp(min=0), target + 1], dim=1))
         inputs = pair.inputs.sum(1, keepdim=True).clamp(min=1)  # unused slots may say 0
         share = pair.inputs[:, 1:].to(pair.time.dtype) / inputs if self.counted else 0.5
-        older, newer = pair.time.split(1, 1)
+        older, newer = pair.time.chunk(2, 1)
         time = self.time(older, newer, share)
-        older, newer = pair.entries.split(1, 1)
+        older, newer = pair.entries.chunk(2, 1)
         merged = Slots(
             _between(older, newer, share),
             time,

@@ -1,5 +1,6 @@
 """The two published memory banks, which disagree in much."""
 
+from functools import partial
 from typing import Any
 
 from engram.memory.sequence.bank import Bank
@@ -51,6 +52,7 @@ def memoryvla_plus(
         "dropout": 0.1,
         "write_fused": True,
         "consolidation": AdjacentMerge(time=mean_time),
+        "time_code": partial(AbsoluteTime, width=256),
         "read_self": True,
     }
     return Bank(perceptual, cognitive, **published | settings)

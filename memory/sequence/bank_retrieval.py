@@ -23,7 +23,7 @@ class TimeCode(nn.Module, abc.ABC):
         width: Width of the sinusoid, even.
     """
 
-    def __init__(self, features: int, width: int = 256):
+    def __init__(self, features: int, width: int = 64):
         super().__init__()
         if width < 2 or width % 2:
             raise InvalidValueError("width", width, "even numbers, 2 or more")
@@ -76,7 +76,8 @@ class GateFusion(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n D"], h: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
         """Mix input x and retrieved h."""
-        return h + self.gate(torch.cat([x, h.to(x.dtype)], dim=-1)).sigmoid() * (x - h)
+        gate = self.gate(torch.cat([x, h.to(x.dtype)], dim=-1)).sigmoid()
+        return torch.lerp(h, x.to(h.dtype), gate.to(h.dtype))
 
 
 class AddFusion(nn.Module):
@@ -141,7 +142,7 @@ class RetrievalBlock(nn.Module):
         """
         rows, width = x.shape
         batch, heads, size = len(entries), self.heads, width // self.heads
-        q = self.query(x) * size**-0.5
+        q, scale = self.query(x), size**-0.5
         # One head is the same product without the shuffle of axes, which costs a robot's step more.
         if heads == 1:
             q = q @ self.key.weight
@@ -149,9 +150,9 @@ class RetrievalBlock(nn.Module):
             q = q.view(rows, heads, size).transpose(0, 1) @ self.key.weight.view(heads, size, width)
             q = q.view(heads, batch, -1, width).transpose(0, 1)
         q = q.reshape(batch, -1, width)
-        bias = torch.baddbmm(mask, q, code.transpose(1, 2))
-        logits = torch.bmm(q, entries.transpose(1, 2)).unflatten(2, (code.shape[1], -1))
-        weight = (logits + bias[..., None]).flatten(2).softmax(-1)
+        bias = torch.baddbmm(mask, q, code.mT, alpha=scale)
+        logits = torch.bmm(q, entries.mT).view(*bias.shape, -1)
+        weight = torch.add(bias[..., None], logits, alpha=scale).flatten(2).softmax(-1)
         dropped = F.dropout(weight, self.dropout) if self.dropout and self.training else weight
         read = torch.bmm(dropped.to(entries.dtype), entries)
         if heads == 1:

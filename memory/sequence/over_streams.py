@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.base import SequenceMemory
 from engram.memory.sequence.none import NoMemory, NoState
 from engram.memory.sequence.streams import Streams
@@ -22,8 +23,8 @@ class OverStreams(SequenceMemory[Any]):
     away. The state is that of the memory inside.
 
     Args:
-        perceptual: Tokens N and features D of the perceptual stream.
-        cognitive: Tokens M and features E of the cognitive stream.
+        perceptual: Tokens N and features D of the perceptual stream; no tokens: not in use.
+        cognitive: Tokens M and features E of the cognitive stream; no tokens: not in use.
         memory: Builds the memory, given its width.
         width: Of the vectors that are remembered.
     """
@@ -38,13 +39,20 @@ class OverStreams(SequenceMemory[Any]):
     ):
         super().__init__()
         (n, d), (m, e) = perceptual, cognitive
-        self.norms = nn.ModuleList([nn.LayerNorm(d), nn.LayerNorm(e)])
+        if not n and not m:
+            raise InvalidValueError("tokens", 0, "1 or more in one of the streams")
+        if width < 1:
+            raise InvalidValueError("width", width, "1 or more")
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(features) if tokens else nn.Identity()
+            for tokens, features in (perceptual, cognitive)
+        )
         self.read = nn.Linear(n * d + m * e, width)
         self.memory = memory(width)
         self.d_in, self.d_out = n * d + m * e, n * d + m * e
         # No bias: an empty memory that reads as zero leaves the tokens as they are.
-        self.to_perceptual = nn.Linear(self.memory.d_out, d, bias=False)
-        self.to_cognitive = nn.Linear(self.memory.d_out, e, bias=False)
+        self.to_perceptual = nn.Linear(self.memory.d_out, d, bias=False) if n else None
+        self.to_cognitive = nn.Linear(self.memory.d_out, e, bias=False) if m else None
 
     def initial_state(self, batch: int) -> Any:
         """Return the empty state of the memory inside."""
@@ -78,8 +86,10 @@ class OverStreams(SequenceMemory[Any]):
 
     def _add(self, x: Streams, y: Tensor) -> Streams:
         return Streams(
-            x.perceptual + self.to_perceptual(y)[..., None, :],
-            x.cognitive + self.to_cognitive(y)[..., None, :],
+            *(
+                part if to is None else part + to(y)[..., None, :]
+                for part, to in zip(x, (self.to_perceptual, self.to_cognitive), strict=True)
+            )
         )
 
 

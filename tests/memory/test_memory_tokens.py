@@ -75,8 +75,20 @@ def test_a_step_is_a_transformer_over_the_tokens_and_the_input() -> None:
     hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
     expected = normed(rows + layer.narrow(hidden))
     torch.testing.assert_close(y[0], expected[2])
-    torch.testing.assert_close(after.tokens[0], expected[:2])
+    torch.testing.assert_close(after.tokens[0], 0.9 * carried[0] + 0.1 * expected[:2])
     assert after.age.tolist() == [6]
+
+
+def test_without_a_gate_the_tokens_are_replaced() -> None:
+    memory, gated = build(keep=None), build(keep=0.5)
+    gated.load_state_dict(memory.state_dict(), strict=False)
+    x, still = torch.randn(1, 4).double(), torch.tensor([False])
+    carried = torch.randn(1, 2, 4).double()
+    state = memory.initial_state(1)._replace(tokens=carried, age=torch.tensor([5]))
+    y, new = memory.step(x, state, still)
+    z, mixed = gated.step(x, state, still)
+    torch.testing.assert_close(y, z)
+    torch.testing.assert_close(mixed.tokens, (carried + new.tokens) / 2)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +98,7 @@ def test_a_step_is_a_transformer_over_the_tokens_and_the_input() -> None:
         ({"layers": 0}, "layers is 0; allowed: 1 or more"),
         ({"heads": 3}, "heads is 3; allowed: divisors of d_in = 4"),
         ({"expand": 0.0}, "expand is 0.0; allowed: 1 / 4 or more"),
+        ({"keep": 1.0}, "keep is 1.0; allowed: between 0 and 1, or None"),
         ({"gradient_steps": 0}, "gradient_steps is 0; allowed: 1 or more, or None"),
     ],
 )

@@ -26,7 +26,9 @@ from engram.memory.sequence import (
     MemoryTokens,
     NoMemory,
     Oldest,
+    OverStreams,
     OverVectors,
+    PresentOnly,
     RelativeTime,
     SequenceMemory,
     Window,
@@ -42,6 +44,12 @@ def bank(tokens: int = 3, cognitive: int = 1, **settings: Any) -> OverVectors:
     memory = partial(Bank, **{"capacity": 4, "layers": 1} | settings)
     widths = {"width": 4, "cognitive_tokens": cognitive, "cognitive_width": 6}
     return OverVectors(D, memory=memory, tokens=tokens, **widths)
+
+
+def over_streams(memory: Any, **settings: Any) -> OverVectors:
+    """A memory of vectors as one of streams as one of vectors."""
+    inside = partial(OverStreams, memory=memory, width=6, **settings)
+    return OverVectors(D, memory=inside, tokens=3, width=4, cognitive_width=6)
 
 
 MEMORIES = {
@@ -67,6 +75,7 @@ MEMORIES = {
     ),
     "bank_least_used": lambda: bank(tokens=0, consolidation=LeastUsed(), time_code=RelativeTime),
     "memory_tokens": lambda: MemoryTokens(D, tokens=2, heads=2, gradient_steps=2),
+    "over_streams": lambda: over_streams(lambda width: Window(width, window=3, heads=2)),
     "block": lambda: Block(LSTM(D, 6)),
     "chain": lambda: Chain(GRU(D, D), Window(D, window=3, heads=2), LSTM(D, 5)),
     "stack": lambda: stack(
@@ -83,14 +92,17 @@ FURTHER = {
         together=True, consolidation=LeastUsed(), write_fused=True, gradient_writes=1
     ),
     "bank_oldest": lambda: bank(consolidation=Oldest(), fusion=AddFusion, gradient_writes=2),
-    "memory_tokens_cut": lambda: MemoryTokens(D, tokens=3, heads=1, gradient_steps=1),
+    "memory_tokens_cut": lambda: MemoryTokens(D, heads=1, gradient_steps=1, keep=None),
+    "over_streams_gru": lambda: over_streams(lambda width: GRU(width, 5)),
+    "present_only": lambda: OverVectors(D, memory=PresentOnly, tokens=2, width=4),
     "memory_tokens_through_time": lambda: MemoryTokens(
         D, tokens=2, layers=2, heads=2, gradient_steps=None
     ),
 }
 """Other settings of some of them, left to the slow tests."""
 MEMORIES |= FURTHER
-EMPTY_SLOTS = [name for name in MEMORIES if name not in {"gru", "lstm", "block", "chain"}]
+VECTORS = {"gru", "lstm", "block", "chain", "over_streams_gru"}
+EMPTY_SLOTS = [name for name in MEMORIES if name not in VECTORS]
 """Memories whose initial state is empty slots, not a vector of zeros that is read."""
 PURE_READS = ["none", "hcam_no_local"]
 """Memories whose output is what they recall and nothing of the present input."""

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ POLICIES = ("act", "diffusion", "smolvla")
 
 def attach_memory(policy: PreTrainedPolicy, config: MemoryConfig | None = None) -> Any:
     """Give a policy a memory, in place; until it is trained the policy does what it did before.
+
+    Its losses, too, are the same numbers for the same seed, unless the memory has dropout
+    (`memoryvla_plus`) and draws random numbers of its own.
 
     The policy keeps its weights and stays an instance of its class. It becomes one of the class
     `engram_<name>`, whose checkpoints LeRobot's own commands read (`--policy.path=...`).
@@ -38,7 +42,9 @@ def attach_memory(policy: PreTrainedPolicy, config: MemoryConfig | None = None) 
     plain, whole = policy.config, PreTrainedConfig.get_choice_class(name)
     remembering = whole.__new__(whole)
     memory = copy.deepcopy(config) if config is not None else MemoryConfig()
-    remembering.__dict__.update(copy.deepcopy(vars(plain)), memory=memory)
+    # Fields alone: LeRobot 0.6 hangs the dataset's metadata on a configuration as well.
+    kept = {field.name: copy.deepcopy(getattr(plain, field.name)) for field in fields(plain)}
+    remembering.__dict__.update(kept, memory=memory)
     memory.check(plain.n_obs_steps)
     policy.__class__, policy.config = get_policy_class(name), remembering
     try:

@@ -1,7 +1,6 @@
 """`--policy.type=engram_vla`: engram's own vision-language-action policy."""
 
-import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lerobot.configs.policies import PreTrainedConfig
@@ -104,9 +103,7 @@ class EngramVLAConfig(PreTrainedConfig):
 
     def frame_config(self) -> "EngramVLAConfig":
         """Return a configuration whose samples are single frames, for `forward_chunk`."""
-        config = copy.deepcopy(self)
-        config.memory.window = config.moments = 1
-        return config
+        return replace(self, memory=replace(self.memory, window=1), moments=1)
 
     def validate_features(self) -> None:
         """Check what there is to see.

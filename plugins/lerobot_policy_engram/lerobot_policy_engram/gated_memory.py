@@ -5,7 +5,8 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lerobot_policy_engram.memory_config import MemoryConfig, make_memory
+from lerobot_policy_engram.memory_config import MemoryConfig
+from lerobot_policy_engram.named_memory import make_memory
 
 
 class GatedMemory(nn.Module):

@@ -21,7 +21,7 @@ from engram.policies.perception import Perception, Sight, SightSize
 from engram.policies.vla import VLA, ActingState, Remembered
 from lerobot_policy_engram.configuration_engram_vla import EngramVLAConfig
 from lerobot_policy_engram.frames import window_starts
-from lerobot_policy_engram.memory_config import make_stream_memory
+from lerobot_policy_engram.named_memory import make_stream_memory
 from lerobot_policy_engram.whole_checkpoint import load_whole
 
 
@@ -93,12 +93,12 @@ class EngramVLAPolicy(PreTrainedPolicy):
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
         """Write the frame, and return the chunk `[B, C, A]` that is drawn after it."""
-        sight, state = self._sight_and_state(batch)
-        present = self.vla.perception(sight)
-        fused, memory = self.vla.memory.step(present, state.memory, self._begins)
-        self._state = state._replace(memory=memory)
-        self._begins = torch.zeros_like(self._begins)
-        return self.vla.draw(Remembered(present, fused))
+        return self.vla.draw(self._written(batch))
+
+    @torch.no_grad()
+    def observe(self, batch: dict[str, Any]) -> None:
+        """Write a frame and plan nothing, for whoever plans apart from acting."""
+        self._written(batch)
 
     def forward(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Tensor, dict[str, float]]:
         """Return the loss on the last `moments` frames of each window.
@@ -167,6 +167,14 @@ class EngramVLAPolicy(PreTrainedPolicy):
         error = self.vla.loss(learnt, action, repeats=self.config.repeats)
         loss = torch.where(real, error, 0.0).sum() / real.sum().clamp(min=1)
         return loss, {"action_loss": loss.item()}
+
+    def _written(self, batch: dict[str, Any]) -> Remembered:
+        sight, state = self._sight_and_state(batch)
+        present = self.vla.perception(sight)
+        fused, memory = self.vla.memory.step(present, state.memory, self._begins)
+        self._state = state._replace(memory=memory)
+        self._begins = torch.zeros_like(self._begins)
+        return Remembered(present, fused)
 
     def _sight_and_state(self, batch: dict[str, Any]) -> tuple[Sight, ActingState]:
         keys = list(self.config.input_features)

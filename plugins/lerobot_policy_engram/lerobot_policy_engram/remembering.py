@@ -129,6 +129,16 @@ class RememberingPolicy:
         with self._acting(batch):
             return super().predict_action_chunk(batch, **kwargs)  # type: ignore[misc]
 
+    @torch.no_grad()
+    def observe(self, batch: dict[str, Any]) -> None:
+        """Write a frame and plan nothing, for whoever plans apart from acting.
+
+        An engine that calls `predict_action_chunk` now and then passes on the frame of that moment
+        alone; the memory is to see those between too, as it did in training.
+        """
+        with self._acting(batch):
+            pass
+
     @contextmanager
     def _acting(self, batch: dict[str, Any]) -> Iterator[None]:
         features = self._features({key: batch[key] for key in self._observed()})

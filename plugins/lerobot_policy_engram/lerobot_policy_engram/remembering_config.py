@@ -1,6 +1,7 @@
 """What a memory changes in the configuration of a LeRobot policy, whichever policy it is."""
 
 import copy
+from dataclasses import fields
 from typing import Any
 
 from lerobot_policy_engram.memory_config import MemoryConfig
@@ -29,5 +30,6 @@ class RememberingConfig:
         """
         (plain,) = [base for base in type(self).__bases__ if base is not RememberingConfig]
         config = plain.__new__(plain)
-        config.__dict__.update({k: v for k, v in vars(self).items() if k != "memory"})
-        return copy.deepcopy(config)
+        for field in fields(plain):
+            setattr(config, field.name, copy.deepcopy(getattr(self, field.name)))
+        return config

@@ -1,5 +1,7 @@
 """Tiny policies of every kind and a tiny dataset, all made here: nothing is downloaded."""
 
+import functools
+import inspect
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before LeRobot is imported
@@ -16,7 +18,12 @@ from lerobot.policies.factory import get_policy_class, make_policy_config
 
 torch.set_num_threads(1)
 
+# draccus reads the source of a configuration anew for each of its fields, at every parse: half of
+# the time of these tests.
+inspect.getsource = functools.cache(inspect.getsource)
+
 IMAGE, STATE = "observation.images.top", "observation.state"
+WORLD = "observation.environment_state"
 LENGTHS = (7, 5, 9)
 """Frames of the dataset's episodes."""
 
@@ -189,41 +196,45 @@ def window(frames: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     return draw
 
 
-@pytest.fixture(scope="session")
-def dataset_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of three short episodes, written by LeRobot."""
+def write(root: Path, *, images: bool) -> Path:
+    """Write a dataset of three short episodes with LeRobot."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    root = tmp_path_factory.mktemp("data") / "tiny"
-    written = LeRobotDataset.create(
-        "engram/tiny",
-        fps=10,
-        root=root,
-        use_videos=False,
-        features={
-            IMAGE: {
-                "dtype": "image",
-                "shape": (32, 32, 3),
-                "names": ["height", "width", "channels"],
-            },
-            STATE: {"dtype": "float32", "shape": (4,), "names": None},
-            "action": {"dtype": "float32", "shape": (2,), "names": None},
-        },
+    sizes = {STATE: 4, "action": 2} | ({} if images else {WORLD: 3})
+    features: dict[str, Any] = {
+        key: {"dtype": "float32", "shape": (size,), "names": None} for key, size in sizes.items()
+    }
+    if images:
+        names = ["height", "width", "channels"]
+        features[IMAGE] = {"dtype": "image", "shape": (32, 32, 3), "names": names}
+    dataset = LeRobotDataset.create(
+        "engram/tiny", fps=10, root=root, use_videos=False, features=features
     )
     numbers = np.random.default_rng(0)
     for episode, length in enumerate(LENGTHS):
         for frame in range(length):
-            written.add_frame(
-                {
-                    IMAGE: numbers.integers(0, 256, (32, 32, 3), dtype=np.uint8),
-                    STATE: np.array([episode, frame, *numbers.random(2)], dtype=np.float32),
-                    "action": numbers.random(2, dtype=np.float32),
-                    "task": "pick up the cube",
-                }
-            )
-        written.save_episode()
-    written.finalize()
+            drawn: dict[str, Any] = {
+                key: numbers.random(size, dtype=np.float32) for key, size in sizes.items()
+            }
+            drawn[STATE][:2] = episode, frame
+            if images:
+                drawn[IMAGE] = numbers.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            dataset.add_frame({**drawn, "task": "pick up the cube"})
+        dataset.save_episode()
+    dataset.finalize()
     return root
+
+
+@pytest.fixture(scope="session")
+def dataset_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with a camera."""
+    return write(tmp_path_factory.mktemp("data") / "tiny", images=True)
+
+
+@pytest.fixture(scope="session")
+def states_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with the state of the environment instead: policies on it have no image encoder."""
+    return write(tmp_path_factory.mktemp("data") / "tiny", images=False)
 
 
 @pytest.fixture

@@ -71,6 +71,17 @@ def test_acting_reads_what_learning_reads(
     torch.testing.assert_close(heard[-1], torch.stack(heard[:-1]), atol=1e-5, rtol=1e-5)
 
 
+def test_frames_seen_between_plans_are_written_alike(policy: Any, observations: Any):
+    heard = readings(policy)
+    for observation in observations:
+        act(policy, observation)
+    policy.reset()
+    for observation in observations:
+        policy.observe(dict(observation))
+    assert torch.equal(torch.stack(heard[:7]), torch.stack(heard[7:]))
+    assert not policy.action_queue()
+
+
 def test_reset_forgets(policy: Any, observations: Any):
     first = [act(policy, observation) for observation in observations]
     policy.reset()

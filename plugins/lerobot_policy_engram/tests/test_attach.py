@@ -19,6 +19,7 @@ MEMORIES = {
     "window": {"layer": {"window": 4}},
     "hcam": {"layer": {"chunk": 2, "capacity": 2, "top_k": 1}},
     "memo": {"segment": 2, "summary": 1, "capacity": 2},
+    "memoryvla": {"capacity": 3},
 }
 
 
@@ -104,11 +105,10 @@ def test_memory_learns_from_the_second_step_on_through_the_window(
     assert first.grad[:, 0].any()  # the oldest frame of the window
 
 
+@pytest.mark.parametrize("kind", ["act", "diffusion"], indirect=True)  # SmolVLA's is frozen
 def test_image_encoder_learns_from_the_past_unless_told_not_to(
-    plain: Any, window: Callable[..., Any], kind: str
+    plain: Any, window: Callable[..., Any]
 ):
-    if kind == "smolvla":
-        pytest.skip("LeRobot freezes its vision encoder")
     reached = []
     for through_features in (True, False):
         policy = attached(plain, through_features=through_features).train()

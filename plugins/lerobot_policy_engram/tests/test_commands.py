@@ -95,10 +95,10 @@ def test_diffusion_trains(dataset_root: Path, tmp_path: Path, monkeypatch: pytes
     assert load_policy(saved(out)).engram.reading.weight.any()
 
 
-def test_training_resumes(dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_training_resumes(states_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "run"
     given = ["--policy.type=engram_act", "--policy.memory.lr=0.01", "--policy.memory.window=3"]
-    train(monkeypatch, *arguments(dataset_root, out), *TINY["act"], *given)
+    train(monkeypatch, *arguments(states_root, out), *TINY["act"], *given)
     state = saved(out).parent / "training_state"
     groups = json.loads((state / "optimizer_param_groups.json").read_text())
     assert groups[-1]["lr"] == 0.01
@@ -115,11 +115,11 @@ def test_training_resumes(dataset_root: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_trained_policy_gets_a_memory_and_is_trained_on(
-    dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    states_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     train(
         monkeypatch,
-        *arguments(dataset_root, tmp_path / "base"),
+        *arguments(states_root, tmp_path / "base"),
         "--policy.type=act",
         *TINY["act"],
     )
@@ -131,7 +131,7 @@ def test_a_trained_policy_gets_a_memory_and_is_trained_on(
     assert all(torch.equal(attached[name], weights[name]) for name in weights)
     train(
         monkeypatch,
-        *arguments(dataset_root, tmp_path / "tuned"),
+        *arguments(states_root, tmp_path / "tuned"),
         f"--policy.path={tmp_path / 'attached'}",
     )
     tuned = load_policy(saved(tmp_path / "tuned"))
@@ -153,7 +153,7 @@ class Still(gym.Env[Any, Any]):
     def __init__(self):
         box = gym.spaces.Box
         self.observation_space = gym.spaces.Dict(
-            {"pixels": box(0, 255, (32, 32, 3), np.uint8), "agent_pos": box(-1, 1, (4,))}
+            {"environment_state": box(-1, 1, (3,)), "agent_pos": box(-1, 1, (4,))}
         )
         self.action_space = box(-1, 1, (2,))
 
@@ -170,21 +170,13 @@ class Still(gym.Env[Any, Any]):
 
 
 def test_rollout_of_lerobot_writes_every_step(
-    dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    states_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out = tmp_path / "run"
     given = ["--policy.type=engram_act", "--policy.memory.window=3"]
-    train(monkeypatch, *arguments(dataset_root, out), *TINY["act"], *given)
+    train(monkeypatch, *arguments(states_root, out), *TINY["act"], *given)
     policy = load_policy(saved(out))
-    # The environment has one camera, and LeRobot calls it so.
-    policy.config.input_features["observation.image"] = policy.config.input_features.pop(
-        "observation.images.top"
-    )
-    pre, post = make_pre_post_processors(
-        policy.config,
-        pretrained_path=str(saved(out)),
-        preprocessor_overrides={"rename_observations_processor": {"rename_map": {}}},
-    )
+    pre, post = make_pre_post_processors(policy.config, pretrained_path=str(saved(out)))
     written: list[int] = []
     policy.engram.reading.register_forward_hook(lambda _m, x, _y: written.append(len(x[0])))
     environments = gym.vector.SyncVectorEnv([Still, Still])

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ TINY = {
 MEMORIES = {
     "memoryvla": {"capacity": 3},
     "gru": {},
-    "hcam": {"layer": {"chunk": 2, "capacity": 2}},
+    "hcam": {"memory": {"layer": {"chunk": 2, "capacity": 2}}},
+    "bank_usage": {"capacity": 2},
     "none": {},
 }
 
@@ -187,6 +189,8 @@ def test_a_plan_writes_the_memory_once(dataset: Callable[..., Any]):
     assert policy.predict_action_chunk(observe()).shape == (2, 4, 2)
     policy.predict_action_chunk(observe())
     assert policy._state.memory.age.tolist() == [2, 2]
+    policy.observe(observe())
+    assert policy._state.memory.age.tolist() == [3, 3]
 
 
 def test_chunks_go_on_where_the_last_ended(dataset: Callable[..., Any]):
@@ -285,9 +289,9 @@ def test_what_cannot_be_seen_or_said_is_refused(dataset: Callable[..., Any]):
     with pytest.raises(DataError, match="task is None; allowed: a list of 2 instructions"):
         policy.select_action({key: value for key, value in observe().items() if key != "task"})
     with pytest.raises(InvalidValueError, match=r"policy.words is \[\]"):
-        type(policy)(EngramVLAConfig(**{**vars(policy.config), "words": []}))
+        type(policy)(replace(policy.config, words=[]))
     with pytest.raises(InvalidValueError, match=r"a camera and observation\.state"):
-        type(policy)(EngramVLAConfig(**{**vars(policy.config), "input_features": {}}))
+        type(policy)(replace(policy.config, input_features={}))
     batch = default_collate([samples(policy, dataset)[4]])
     batch["action"] = batch["action"][:, 1:]
     with pytest.raises(DataError, match="action has 5 steps; allowed: 6"):

@@ -1,0 +1,79 @@
+"""Image encoders: every patch its token, and wrong images refused."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from engram.kernels.errors import InvalidValueError
+from engram.policies.vision import ConvPatches, TransformerPatches
+
+ENCODERS = {
+    "convolutions": ConvPatches,
+    "transformer": partial(TransformerPatches, depth=2, heads=2),
+}
+each = pytest.mark.parametrize("name", ENCODERS)
+
+
+def build(name: str, size: int = 32, width: int = 16) -> nn.Module:
+    return ENCODERS[name](size, width)
+
+
+def images(count: int = 3, size: int = 32) -> torch.Tensor:
+    return torch.randint(256, (count, size, size, 3), dtype=torch.uint8)
+
+
+@each
+def test_tokens_and_width_are_as_declared(name: str) -> None:
+    encoder = build(name)
+    assert encoder.tokens == 4 and encoder.width == 16
+    assert encoder(images()).shape == (3, 4, 16)
+
+
+@each
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    encoder = build(name)
+    encoder(images(8)).sin().sum().backward()
+    for parameter_name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), parameter_name
+
+
+@each
+def test_every_corner_of_an_image_is_seen(name: str) -> None:
+    encoder, image = build(name), images(1)
+    seen = encoder(image)
+    for row in (0, -1):
+        for column in (0, -1):
+            other = image.clone()
+            other[0, row, column] = 255 - other[0, row, column]
+            assert not torch.equal(encoder(other), seen), (row, column)
+
+
+@each
+def test_images_do_not_mix(name: str) -> None:
+    encoder, image = build(name), images()
+    torch.testing.assert_close(encoder(image)[1:2], encoder(image[1:2]), atol=1e-5, rtol=1e-5)
+
+
+@each
+@pytest.mark.parametrize("shape", [(1, 16, 16, 3), (1, 32, 48, 3), (1, 48, 32, 3)])
+def test_images_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="image"):
+        build(name)(torch.zeros(shape, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ConvPatches(40), "image size is 40; allowed: multiples of 16"),
+        (lambda: ConvPatches(0), "image size is 0; allowed: multiples of 16"),
+        (lambda: ConvPatches(32, 1), "width is 1; allowed: 2 or more"),
+        (lambda: TransformerPatches(32, patch=5), "patch is 5; allowed: divisors of the image"),
+        (lambda: TransformerPatches(0), "patch is 16; allowed: divisors of the image size 0"),
+        (lambda: TransformerPatches(32, 20, heads=3), "heads is 3; allowed: divisors of width"),
+    ],
+)
+def test_sizes_that_cannot_work_are_refused(make: object, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        make()
