@@ -1,5 +1,6 @@
 """`engram clone`: clones demonstrations with every memory, then writes one table and one figure."""
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -7,11 +8,19 @@ from rich.console import Console
 
 from engram.launch.clone_config import CloneSettings, compose_clone
 from engram.launch.clone_figure import draw
-from engram.launch.clone_results import Finding, findings, learning, plain, table
+from engram.launch.clone_results import (
+    Finding,
+    findings,
+    learning,
+    plain,
+    run_folder,
+    table,
+)
 from engram.launch.clone_run import clone_job
 from engram.launch.compare import show
 from engram.launch.demos import record_into
 from engram.launch.files import write, write_json
+from engram.launch.folder import check
 from engram.launch.jobs import run_jobs
 from engram.launch.report import clone_page
 from engram.launch.results import markdown
@@ -39,30 +48,37 @@ def clone(arguments: list[str], console: Console) -> int:
 
 
 def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
-    """List the runs, seed by seed, and record what they learn from."""
-    jobs = []
-    for task in settings.tasks:
-        tree = settings.trees[task, settings.memories[0]]
+    """List the runs, seed by seed, and record what they learn from.
+
+    Raises:
+        EngramError: If a folder holds another run; nothing is recorded then.
+    """
+    missing: dict[str, Path] = {}
+    for (task, _), tree in settings.trees.items():
         if tree["demonstrations"]["folder"] is None:
-            folder = settings.out / "demonstrations" / task
-            record_into(folder, tree, workers=settings.workers, console=console)
-            for memory in settings.memories:
-                settings.trees[task, memory]["demonstrations"]["folder"] = str(folder)
-    for seed in settings.seeds:
-        for task in settings.tasks:
-            for memory in settings.memories:
-                tree = settings.trees[task, memory]
-                jobs.append(
-                    Job(
-                        memory=memory,
-                        seed=seed,
-                        tree=tree,
-                        budget=tree["imitation"]["updates"],
-                        device=str(settings.device),
-                        folder=settings.out / task / memory / f"seed{seed}",
-                        resume=settings.resume,
-                    )
-                )
+            missing[task] = settings.out / "demonstrations" / task
+            tree["demonstrations"]["folder"] = str(missing[task])
+    several = len(settings.tasks) > 1
+    jobs = [
+        Job(
+            memory=memory,
+            seed=seed,
+            tree=(tree := settings.trees[task, memory]),
+            budget=tree["imitation"]["updates"],
+            device=str(settings.device),
+            folder=run_folder(settings.out, task, memory, seed),
+            resume=settings.resume,
+            task=task if several else "",
+        )
+        for seed in settings.seeds
+        for task in settings.tasks
+        for memory in settings.memories
+    ]
+    for job in jobs:
+        check(job.folder, job.tree, resume=job.resume)
+    for task, folder in missing.items():
+        tree = settings.trees[task, settings.memories[0]]
+        record_into(folder, tree, workers=settings.workers, console=console)
     return jobs
 
 

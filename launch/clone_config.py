@@ -58,17 +58,20 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
             raise unknown("study", value, choices("study"))
         else:
             rest.append(argument)
-    check_keys(rest, [], run=RUN, groups=GROUPS)
-    common = compose_tree(rest, run=RUN)
+    lists = [a for a in rest if a.partition("=")[0] in (*GROUPS, *LISTS.values())]
+    common = compose_tree(lists, run=RUN)
     tasks = _names("task", named.get("task", common["tasks"]), choices("task"))
     memories = _names("memory", named.get("memory", common["memories"]), choices("streams"))
+    first = [f"task={tasks[0]}", f"streams={memories[0]}"]
+    check_keys(rest, first, run=RUN, groups=GROUPS)
     trees = {}
     for task in tasks:
         for memory in memories:
             chosen = [*rest, f"task={task}", f"streams={memory}"]
             groups = [a for a in chosen if a.partition("=")[0] in GROUPS]
             defaults = compose_tree(groups, run=RUN)
-            trees[task, memory] = conform(compose_tree(chosen, run=RUN), defaults, least=LEAST)
+            tree = defaults if chosen == groups else compose_tree(chosen, run=RUN)
+            trees[task, memory] = conform(tree, defaults, least=LEAST)
     tree = trees[tasks[0], memories[0]]
     device = parse_device(tree["device"])
     one = len(tasks) == len(memories) == 1
@@ -85,10 +88,13 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
     )
 
 
-LEAST: dict[str, float] = {
+LEAST: dict[str, int] = {
     "threads": 1,
     "checkpoint_seconds": 0,
     "demonstrations.episodes": 1,
+    "demonstrations.noise": 0,
+    "demonstrations.seed": 0,
+    "demonstrations.image": 1,
     "evaluation.every": 1,
     "evaluation.episodes": 1,
     "evaluation.final": 1,

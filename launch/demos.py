@@ -1,10 +1,12 @@
 """`engram demos`: records the scripted policy of a task as a LeRobot data set."""
 
 import multiprocessing
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,24 @@ from engram.agents.demonstrations import DemonstrationWriter, Episode
 from engram.agents.demonstrations.recording import features_of, record
 from engram.envs.manipulation import ManipulationEnv
 from engram.envs.processes import without_sigint
+from engram.kernels.errors import EngramError
 from engram.launch.clone_config import compose_clone
 from engram.launch.config import UsageError
+from engram.launch.files import read_json, write_json
+from engram.launch.folder import flat
 
 ROBOT = "engram_arm"
 BATCH = 16
 """Episodes that a process records before it hands them over."""
+RECORDING = "recording.json"
+"""What a folder's demonstrations were recorded with."""
+
+
+class RecorderKilledError(EngramError):
+    """A process that recorded was killed."""
+
+    def __init__(self):
+        super().__init__("a recording process was killed; the same command goes on where it was")
 
 
 def demos(arguments: list[str], console: Console) -> int:
@@ -49,13 +63,15 @@ def record_into(folder: Path, tree: dict[str, Any], *, workers: int, console: Co
     where it was, and how many processes record changes nothing.
 
     Raises:
-        InvalidValueError: If the folder holds other demonstrations.
+        InvalidValueError: If the folder holds demonstrations with other columns.
+        UsageError: If it holds those of another recording.
         OracleFailedError: If the scripted policy cannot solve the task.
     """
     wanted = tree["demonstrations"]
     make = partial(_environment, tree)
     env = make()
     with DemonstrationWriter(folder, features=features_of(env), robot_type=ROBOT) as writer:
+        _claim(folder, tree, begun=writer.episodes > 0)
         missing = range(writer.episodes, wanted["episodes"])
         if not missing:
             return
@@ -68,6 +84,25 @@ def record_into(folder: Path, tree: dict[str, Any], *, workers: int, console: Co
     console.print(f"{wanted['episodes']} demonstrations in {folder}")
 
 
+def _claim(folder: Path, tree: dict[str, Any], *, begun: bool) -> None:
+    """Write what the recording in a folder is, or check that it is this one."""
+    path = folder / RECORDING
+    wanted = {k: v for k, v in tree["demonstrations"].items() if k not in ("folder", "episodes")}
+    mine = flat({"task": {k: tree["task"][k] for k in ("name", "settings")}, **wanted})
+    if not begun:
+        write_json(path, mine)
+        return
+    if not path.exists():
+        raise UsageError(f"out: {folder} holds demonstrations that engram did not record")
+    theirs = read_json(path)
+    for key in sorted(theirs.keys() | mine.keys()):
+        if theirs.get(key) != mine.get(key):
+            raise UsageError(
+                f"{key} is {mine.get(key)!r}; allowed: as the recording in {folder} began, "
+                f"{theirs.get(key)!r}"
+            )
+
+
 @contextmanager
 def _recorder(
     make: Callable[[], ManipulationEnv], wanted: dict[str, Any], workers: int
@@ -77,19 +112,27 @@ def _recorder(
     if workers == 1:
         yield lambda numbers: iter(some(numbers))
         return
-    with without_sigint():
-        # spawn: a fork would copy the renderer's context
-        pool = multiprocessing.get_context("spawn").Pool(workers)
+    # spawn: a fork would copy the renderer's context
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        yield lambda numbers: chain.from_iterable(
-            pool.imap(
-                partial(_several, some),
-                (numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH)),
-            )
-        )
+        yield partial(_ahead, pool, partial(_several, some), 2 * workers)
+    except BrokenProcessPool:
+        raise RecorderKilledError from None
     finally:
-        pool.terminate()
-        pool.join()
+        pool.shutdown(cancel_futures=True)
+
+
+def _ahead(
+    pool: ProcessPoolExecutor, some: Callable[[range], list[Episode]], most: int, numbers: range
+) -> Iterator[Episode]:
+    """Record batches in processes; `most` wait at a time, as pictures fill the memory."""
+    batches = deque(numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH))
+    waiting: deque[Future[list[Episode]]] = deque()
+    while batches or waiting:
+        while batches and len(waiting) < most:
+            with without_sigint():  # the first ones start the processes
+                waiting.append(pool.submit(some, batches.popleft()))
+        yield from waiting.popleft().result()
 
 
 def _record(

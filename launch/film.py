@@ -43,7 +43,7 @@ def film(arguments: list[str], console: Console) -> int:
     out = Path(own["out"] or "episode.mp4")
     if out.suffix not in (".mp4", ".gif"):
         raise InvalidValueError("out", str(out), "a file that ends in .mp4 or .gif")
-    if not own["seed"].isdigit():
+    if not own["seed"].isdecimal():
         raise InvalidValueError("seed", own["seed"], "a whole number, 0 or more")
     seed = int(own["seed"])
     if own["run"]:
@@ -52,6 +52,8 @@ def film(arguments: list[str], console: Console) -> int:
         env, act = _cloned(Path(own["run"]), seed)
     else:
         settings = compose_clone(rest)
+        if len(settings.tasks) > 1:
+            raise UsageError(f"task is {settings.tasks}; allowed: one")
         env = _environment(settings.trees[settings.tasks[0], settings.memories[0]])
         oracle = Oracle(seed=seed)
         act = lambda _: oracle.act(env)  # noqa: E731

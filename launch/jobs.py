@@ -237,7 +237,7 @@ def _bar(jobs: list[Job], console: Console, unit: str) -> Iterator[Callable[[Job
             steps[job.name] = int(report["steps"])
             speeds[job.name] = report["steps_per_second"]
             if report["episodes"]:
-                scores[job.memory] = report["score"]
+                scores[job.subject] = report["score"]
             running = [n for n, s in steps.items() if s < job.budget] or [job.name]
             speed = sum(speeds[name] for name in running)
             progress.update(

@@ -32,11 +32,18 @@ class Job:
     device: str
     folder: Path
     resume: bool
+    task: str = ""
+    """Of a study of several; a run's name then begins with it."""
+
+    @property
+    def subject(self) -> str:
+        """What runs of all seeds have in common."""
+        return f"{self.task} {self.memory}".strip()
 
     @property
     def name(self) -> str:
         """How the run is called in tables."""
-        return f"{self.memory} seed {self.seed}"
+        return f"{self.subject} seed {self.seed}"
 
 
 def train(

@@ -5,7 +5,7 @@ from typing import Any
 
 from engram.kernels.errors import InvalidValueError
 
-LEAST: dict[str, float] = {
+LEAST: dict[str, int] = {
     "num_envs": 1,
     "threads": 1,
     "checkpoint_seconds": 0,
@@ -20,7 +20,7 @@ LEAST: dict[str, float] = {
 
 
 def conform(
-    tree: dict[str, Any], defaults: dict[str, Any], *, least: dict[str, float] = LEAST
+    tree: dict[str, Any], defaults: dict[str, Any], *, least: dict[str, int] = LEAST
 ) -> dict[str, Any]:
     """Return a configuration whose every value is of the kind of its default.
 

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory.sequence.streams import Streams
-from engram.policies.perception import Compression, Perceiver, Sight, SightSize
+from engram.policies.perception import (
+    Compression,
+    Perceiver,
+    Sight,
+    SightSize,
+    SightStatistics,
+    Standardization,
+)
 from engram.policies.pretrained_folder import LOCAL, config_of, load, reading, transformers
 
 TYPES = ("token_type_ids", "mm_token_type_ids")
@@ -99,6 +106,7 @@ class PretrainedVLM(Perceiver):
         inside: Features within the compression.
         trained: Whether the model learns; else it stays in evaluation mode, without gradient.
         bfloat16: Whether it is loaded and runs in half precision.
+        statistics: By which proprioception is standardized; not at all unless given.
 
     Raises:
         InvalidValueError: If there are no cameras, or objects, which the model cannot read.
@@ -116,6 +124,7 @@ class PretrainedVLM(Perceiver):
         inside: int = 512,
         trained: bool = False,
         bfloat16: bool = False,
+        statistics: SightStatistics | None = None,
     ):
         super().__init__()
         if len(sizes.cameras) != len(prompts.blank):
@@ -141,6 +150,8 @@ class PretrainedVLM(Perceiver):
         width = int(config.get_text_config().hidden_size)
         self.perceptual, self.cognitive = (tokens, perceptual), (1, cognitive or width)
         self.compression = Compression(width, inside, perceptual)
+        plain = torch.zeros(sizes.proprioception), torch.ones(sizes.proprioception)
+        self.standard_felt = Standardization(*(statistics.proprioception if statistics else plain))
         self.sum_up = nn.Linear(width, cognitive) if cognitive else nn.Identity()
         self.felt = nn.Linear(sizes.proprioception + sizes.oracle, cognitive or width)
         self.norm = nn.LayerNorm(cognitive or width)
@@ -162,7 +173,8 @@ class PretrainedVLM(Perceiver):
         ]
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             seen, meant = self._read(words, [list(row) for row in zip(*views, strict=True)])
-        felt = torch.cat([sight.proprioception, sight.oracle], -1).flatten(0, len(batch) - 1)
+        felt = torch.cat([self.standard_felt(sight.proprioception), sight.oracle], -1)
+        felt = felt.flatten(0, len(batch) - 1)
         perceptual = self.compression(seen.to(felt.dtype))
         cognitive = self.norm(self.sum_up(meant.to(felt.dtype)) + self.felt(felt))[:, None]
         return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))

@@ -39,7 +39,7 @@ def features_of(env: ManipulationEnv) -> dict[str, Feature]:
     space = env.observation_space
     numbers = {
         STATE: space["proprioception"].shape,  # type: ignore[index]
-        HIDDEN: env.task.hidden().shape,
+        HIDDEN: (env.task.hints,),
         "action": env.action_space.shape,
         SHOWN: (1,),
         DECISION: (1,),
