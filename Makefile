@@ -6,6 +6,7 @@
 #   make lint    ruff and pyright
 #   make wheel   build the wheel and import it in an environment of its own
 #   make bench   print the benchmark tables
+#   make lerobot the LeRobot plug-in's tests, in an environment of their own
 #   make clean   remove what the other targets made
 
 PYTHON ?= python3.11
@@ -21,7 +22,7 @@ export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint wheel bench clean
+.PHONY: help install demo test slow lint wheel bench lerobot clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,6 +65,21 @@ wheel: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/run.py
 
+LEROBOT := .venv.lerobot
+PLUGIN := plugins/lerobot_policy_engram
+
+# LeRobot's pins and engram's exclude each other: an environment of its own, made when asked for.
+$(LEROBOT)/.installed: $(PLUGIN)/requirements.txt $(PLUGIN)/pyproject.toml pyproject.toml
+	@rm -rf $(LEROBOT)
+	@$(PYTHON) -m venv $(LEROBOT)
+	@$(LEROBOT)/bin/python -m pip install -qq --requirement $(PLUGIN)/requirements.txt
+	@$(LEROBOT)/bin/python -m pip install -qq --no-deps lerobot==0.4.4 \
+		--editable . --editable $(PLUGIN)
+	@touch $@
+
+lerobot: $(LEROBOT)/.installed
+	cd $(PLUGIN) && OMP_NUM_THREADS=1 ../../$(LEROBOT)/bin/python -m pytest -n logical --maxprocesses 4
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LEROBOT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
