@@ -94,7 +94,9 @@ class PretrainedVision(nn.Module):
     def prepare(self, image: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n 3 h w"]:
         """Resize and normalise images."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        x = rearrange(image, "n h w c -> n c h w").to(mean.dtype)
+        # Where channels lie last, torch 2.13 corrupts memory in the backward pass of strided 1 x 1
+        # convolutions on the CPU.
+        x = rearrange(image, "n h w c -> n c h w").to(mean.dtype).contiguous()
         if tuple(x.shape[2:]) != self.input.size:
             x = F.interpolate(x, self.input.size, mode=self.input.filter, antialias=True)
             x = x.clamp(0, 255).round()  # between two resizings images are bytes everywhere
