@@ -159,7 +159,7 @@ def check_layout(episodes: list[Demonstration]) -> None:
             # What is not known yet is NaN in the cue.
             if name == "cue" or not column.is_floating_point():
                 continue
-            if not (finite := column.isfinite().flatten(1).all(1)).all():
+            if not (finite := column.isfinite()[:, None].flatten(1).all(1)).all():
                 frame = int(finite.int().argmin())
                 raise DataError(
                     f"demonstration {number}: {name} at frame {frame} is "
