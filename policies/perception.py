@@ -78,8 +78,11 @@ class Standardization(nn.Module):
 class Compression(nn.Module):
     """Squeeze and excitation over tokens, then fewer features (MemoryVLA, §3.2).
 
-    z = ReLU(W_1 v),  w = σ(W_3 ReLU(W_2 mean_n z_n)),  p_n = W_4 (z_n ⊙ w): features are
+    z = ReLU(W_1 LN v),  w = σ(W_3 ReLU(W_2 mean_n z_n)),  p_n = LN W_4 (z_n ⊙ w): features are
     compressed, not tokens. The squeeze follows the reduction, as in the first published code.
+
+    Deviation: both norms. Without them tokens of a young network are a few thousandths, next to
+    nothing beside the normed features that a bank mixes in, and its attention over them is flat.
 
     Args:
         features: Of the encoder's tokens.
@@ -96,11 +99,12 @@ class Compression(nn.Module):
             nn.Linear(inside, narrow), nn.ReLU(), nn.Linear(narrow, inside), nn.Sigmoid()
         )
         self.out = nn.Linear(inside, out, bias=False)
+        self.norms = nn.ModuleList([nn.LayerNorm(features), nn.LayerNorm(out)])
 
     def forward(self, tokens: Float[Tensor, "n N V"]) -> Float[Tensor, "n N D"]:
         """Compress the tokens of one view."""
-        z = F.relu(self.reduce(tokens))
-        return self.out(z * self.squeeze(z.mean(1, keepdim=True)))
+        z = F.relu(self.reduce(self.norms[0](tokens)))
+        return self.norms[1](self.out(z * self.squeeze(z.mean(1, keepdim=True))))
 
 
 class Perceiver(nn.Module):
@@ -147,8 +151,6 @@ class Perception(Perceiver):
     Every camera's image becomes tokens by an encoder that the cameras share, marked by camera;
     objects are tokens of their own. They are compressed into perceptual tokens. The cognitive
     token begins as what the robot feels and is told, and reads the tokens in `depth` layers.
-    Tokens of both streams leave at scale 1: as compressed they are two hundred times smaller, next
-    to nothing beside what a memory of normed features adds, and attention over them is flat.
 
     Args:
         sizes: Of the parts of a sight.
@@ -203,7 +205,7 @@ class Perception(Perceiver):
         felt = sizes.proprioception + sizes.oracle
         self.felt = nn.Linear(felt, cognitive) if felt else None
         self.readers = nn.ModuleList(_Reader(cognitive, width, heads) for _ in range(depth))
-        self.norms = nn.ModuleList([nn.LayerNorm(perceptual), nn.LayerNorm(cognitive)])
+        self.norm = nn.LayerNorm(cognitive)
 
     def forward(self, sight: Sight) -> Streams:
         """Perceive sights; there is one cognitive token."""
@@ -221,7 +223,7 @@ class Perception(Perceiver):
             in_view = (objects != 0).any(-1, keepdim=True)
             objects = torch.where(in_view, self.standard_object(objects), 0.0)
             views.append(self.object_in(objects))
-        perceptual = self.norms[0](torch.cat([self.compression(view) for view in views], 1))
+        perceptual = torch.cat([self.compression(view) for view in views], 1)
         query = self.words(sight.words.flatten(0, len(batch) - 1))
         if self.felt is not None:
             felt = torch.cat([self.standard_felt(sight.proprioception), sight.oracle], -1)
@@ -229,7 +231,7 @@ class Perception(Perceiver):
         query, everything = query[:, None], torch.cat(views, 1)
         for reader in self.readers:
             query = reader(query, everything)
-        cognitive = self.norms[1](query)
+        cognitive = self.norm(query)
         return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
 
 

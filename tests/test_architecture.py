@@ -53,6 +53,7 @@ HEAVY = {
     "habitat_sim",
     "lerobot",
     "mani_skill",
+    "mink",
     "mujoco",
     "mujoco_warp",
     "open3d",

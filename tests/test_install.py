@@ -13,14 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"agents", "configs", "envs", "kernels", "launch", "memory", "policies"}
 
 EXTRAS = {
+    "av",
     "cyclonedds",
     "lerobot",
     "mani_skill",
+    "mink",
     "mujoco",
     "mujoco_warp",
     "open3d",
     "openai",
     "popgym",
+    "pyarrow",
     "ray",
     "rclpy",
     "rerun",

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from engram.envs.manipulation.lamp import LAMP, signal
 from engram.envs.manipulation.motion import hold, press
 from engram.envs.manipulation.props import COLORS, Button
-from engram.envs.manipulation.signal import LAMP, signal
 from engram.envs.manipulation.task import Goal, Range, Task, check_least, scatter
 from engram.envs.manipulation.world import World
 

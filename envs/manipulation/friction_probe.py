@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from engram.envs.manipulation.lamp import LAMP, signal
 from engram.envs.manipulation.motion import over, reach, stroke
 from engram.envs.manipulation.props import COLORS, Block, Prop
-from engram.envs.manipulation.signal import LAMP, signal
 from engram.envs.manipulation.task import Goal, Range, Task, check_least
 from engram.envs.manipulation.world import World
 

@@ -28,13 +28,13 @@ class Oracle:
         self.noise = noise
         self.blind = blind
         self.random = np.random.default_rng(seed)
-        self.episode: tuple[int, int] | None = None
+        self.episode: tuple[ManipulationEnv, int] | None = None
         self.goals: Iterator[Goal] = iter(())
         self.goal: Goal | None = None
 
     def act(self, env: ManipulationEnv) -> np.ndarray:
         """Return the action of this step, float32; where the script ends, its last goal holds."""
-        episode = (id(env), env.episodes)
+        episode = (env, env.episodes)
         if episode != self.episode:
             task = env.task
             fact = int(self.random.integers(task.facts)) if self.blind else task.fact

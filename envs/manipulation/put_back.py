@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from engram.envs.manipulation.lamp import LAMP, signal
 from engram.envs.manipulation.motion import OPEN, carry, hold, over, stay
 from engram.envs.manipulation.props import COLORS, Block, Prop
-from engram.envs.manipulation.signal import LAMP, signal
 from engram.envs.manipulation.task import RIM, Goal, Range, Task, check_least, scatter
 from engram.envs.manipulation.world import World
 from engram.kernels.errors import InvalidValueError

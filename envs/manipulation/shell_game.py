@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from engram.envs.manipulation.lamp import LAMP, signal
 from engram.envs.manipulation.motion import OPEN, hold, lift_cover
 from engram.envs.manipulation.props import COLORS, Cover, Prop
-from engram.envs.manipulation.signal import LAMP, signal
 from engram.envs.manipulation.task import Goal, Range, Task, check_least, check_range
 from engram.envs.manipulation.world import World
 from engram.kernels.errors import InvalidValueError

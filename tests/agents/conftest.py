@@ -72,3 +72,101 @@ def cue() -> type[gymnasium.Env]:
 def drift() -> type[gymnasium.Env]:
     """A walk that terminates or is truncated, without chance."""
     return Drift
+
+
+def _demonstration(number: int, length: int, **parts: Any) -> Any:
+    """A demonstration whose every number says which frame of which demonstration it is of."""
+    import torch
+
+    from engram.agents.imitation_batches import Demonstration
+    from engram.policies.perception import Sight
+
+    frame = 1000.0 * number + torch.arange(length)
+    sight = Sight(
+        {},
+        frame[:, None] / 1000,
+        torch.ones(length, 2, dtype=torch.int64),
+        (frame[:, None, None] / 1000).expand(length, 1, 3).clone(),
+        torch.zeros(length, 0),
+    )
+    whole = Demonstration(
+        sight,
+        torch.stack([frame, -frame], -1) / 5000,
+        torch.full((length, 1), float("nan")),
+        torch.zeros(length),
+        torch.zeros(length),
+    )
+    return whole._replace(**parts)
+
+
+def _cued(number: int, *, shown: int = 1, gap: tuple[int, int] = (3, 6), asked: int = 3) -> Any:
+    """An object tells a sign, vanishes, and after a gap the action has that sign."""
+    import torch
+
+    random = torch.Generator().manual_seed(number)
+    sign = float(torch.randint(2, (), generator=random)) * 2 - 1
+    wait, pause = (
+        int(torch.randint(*span, (), generator=random)) for span in ((1, 4), (gap[0], gap[1] + 1))
+    )
+    length = wait + shown + pause + asked
+    time = torch.arange(length)
+    seen = ((time >= wait) & (time < wait + shown)).float()
+    decision = (time >= wait + shown + pause).float()
+    whole = _demonstration(0, length)
+    objects = torch.stack([sign * seen, decision, seen], -1)[:, None]
+    known = (seen + decision).cummax(0).values > 0
+    cue = torch.where(known, sign, float("nan"))[:, None]
+    sight = whole.sight._replace(objects=objects, proprioception=torch.zeros(length, 1))
+    action = torch.stack([sign * decision, decision - 0.5], -1)
+    return whole._replace(sight=sight, action=action, cue=cue, shown=seen, decision=decision)
+
+
+def _cloning(batches: Any, *, memory: Any = None, told: bool = False, **settings: Any) -> Any:
+    """A run of cloning with a small policy, from batches of either kind of demonstrations."""
+    from functools import partial
+
+    import torch
+
+    from engram.agents.imitation import Imitation, ImitationSettings
+    from engram.memory.sequence import GRU, OverStreams
+    from engram.policies.action_expert import ActionExpert
+    from engram.policies.action_scale import ActionScale
+    from engram.policies.denoising import Flow
+    from engram.policies.perception import Perception, SightSize
+    from engram.policies.recollection import Recollection
+    from engram.policies.vla import VLA
+
+    past = settings.pop("past", 0.0)
+    oracle = batches.episodes[0].sight.oracle.shape[1]
+    sizes = SightSize((), 0, 1, 1, 2, (1, 3), oracle)
+    torch.manual_seed(settings.pop("weights", 0))
+    policy = VLA(
+        Perception(sizes, perceptual=8, cognitive=16, features=16, heads=2),
+        memory or partial(OverStreams, memory=lambda width: GRU(width, 16), width=16),
+        partial(ActionExpert, width=16, depth=1, heads=2),
+        ActionScale(-torch.ones(2), torch.ones(2)),
+        chunk=batches.chunk,
+        execute=1,
+        denoising=Flow(5),
+    )
+    recollection = Recollection(policy.perception, 1, past=past, horizon=4, width=16)
+    small = {"updates": 100, "warmup": 5, "moments": 16, "repeats": 1} | settings
+    return Imitation(policy, recollection, batches, ImitationSettings(**small), seed=3)
+
+
+@pytest.fixture
+def demonstration() -> Any:
+    """Makes demonstrations that number their frames."""
+    return _demonstration
+
+
+@pytest.fixture
+def cued() -> Any:
+    """Makes demonstrations of a task of memory."""
+    return _cued
+
+
+@pytest.fixture
+def cloning() -> Any:
+    """Makes runs of cloning."""
+    return _cloning
