@@ -58,7 +58,7 @@ def test_every_yaml_belongs_to_a_group_or_is_a_run() -> None:
 
     (folder,) = engram.configs.__path__
     found = {path.relative_to(folder).parts[0] for path in Path(folder).rglob("*.yaml")}
-    groups = {"env", "memory", "agent", "preset", "task", "streams", "study"}
+    groups = {"env", "memory", "agent", "preset", "task", "streams", "size", "study"}
     assert found == {*groups, "train.yaml", "clone.yaml"}
 
 
