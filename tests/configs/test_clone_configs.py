@@ -1,0 +1,86 @@
+"""Every task and every memory of `engram clone` composes, builds and makes one update."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from engram.launch.clone_build import Lesson, build_imitation, build_worlds, read_lesson
+from engram.launch.clone_config import compose_clone
+from engram.launch.config import choices
+from engram.launch.demos import record_into
+
+pytest.importorskip("mink", reason="needs engram[manipulation]")
+pytest.importorskip("pyarrow", reason="needs engram[demonstrations]")
+
+SMALL = [
+    "demonstrations.objects=true",
+    "demonstrations.episodes=1",
+    "policy.perceptual=8",
+    "policy.cognitive=16",
+    "policy.features=16",
+    "policy.expert.width=16",
+    "policy.expert.depth=1",
+    "batches.rows=2",
+    "batches.steps=4",
+    "imitation.moments=4",
+    "device=cpu",
+]
+
+
+def compose(*arguments: str) -> dict[str, Any]:
+    (tree,) = compose_clone([*SMALL, *arguments]).trees.values()
+    return tree
+
+
+def record(tree: dict[str, Any], folder: Path) -> Lesson:
+    record_into(folder, tree, workers=1, console=Console(quiet=True))
+    return read_lesson(tree, folder)
+
+
+def update(tree: dict[str, Any], lesson: Lesson) -> None:
+    """Make one update; check that the memory learns."""
+    imitation = build_imitation(tree, lesson, device=torch.device("cpu"), seed=0)
+    weights = dict(imitation.policy.memory.named_parameters())
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    report = imitation.iterate()
+    assert report["updates"] == 1 and math.isfinite(report["action"])
+    assert all(math.isfinite(value) for value in report.values())
+    still = [name for name, weight in weights.items() if torch.equal(weight, before[name])]
+    assert len(still) <= len(weights) // 2, still
+    assert not weights or len(still) < len(weights)
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory: pytest.TempPathFactory) -> Lesson:
+    return record(compose(), tmp_path_factory.mktemp("demonstrations"))
+
+
+def each(names: list[str], *quick: str) -> list[Any]:
+    """Names of files; those that are not `quick` wait for the second stage, for their number."""
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]
+
+
+@pytest.mark.parametrize("memory", each(choices("streams"), "none", "gru", "bank"))
+def test_every_memory_is_cloned(memory: str, lesson: Lesson) -> None:
+    update(compose(f"memory={memory}"), lesson)
+
+
+@pytest.mark.parametrize("task", each(choices("task"), "shell_game", "put_back"))
+def test_every_task_is_recorded_and_cloned(task: str, tmp_path: Path) -> None:
+    tree = compose(f"task={task}", "memory=gru")
+    lesson = record(tree, tmp_path)
+    assert len(lesson.episodes) == 1
+    update(tree, lesson)
+    gaps = tree["task"]["gaps"]
+    assert gaps == sorted(set(gaps)) and gaps[-1] > max(tree["task"]["settings"]["gap"])
+    worlds, instruction = build_worlds(tree, num_envs=1, gap=gaps[0])
+    try:
+        assert lesson.vocabulary.encode([instruction]).any()
+        worlds.reset(seed=0)
+        assert 0 < worlds.first_choice_chance < 1
+    finally:
+        worlds.close()
