@@ -176,6 +176,7 @@ class Imitation:
             frames.start,
             self.generator,
             real=frames.real[..., 0],
+            shown=frames.shown > 0,
         )
         action_loss = torch.where(real, error, 0.0).sum() / real.sum()
         return {"action": action_loss, **recalled}, states.snapshot(memory)

@@ -38,6 +38,7 @@ class Frames(NamedTuple):
     real: Bool[Tensor, "*n C"]
     """Which of these lie within the episode; padding is never real."""
     cue: Float[Tensor, "*n Q"]
+    shown: Float[Tensor, "*n"]
     decision: Float[Tensor, "*n"]
     start: Bool[Tensor, "*n"]
     """Where the memory begins."""
@@ -128,6 +129,7 @@ class Batches(abc.ABC):
             episode.action[ahead.clamp(max=length - 1)],
             ahead < length,
             episode.cue[frames],
+            episode.shown[frames],
             episode.decision[frames],
             torch.arange(len(frames)) == 0,
         )

@@ -22,6 +22,7 @@ class Recollection(nn.Module):
     told from a right one, and the actions before and after the choice are fitted without it.
 
     cue: the cue, where the recording says what it was and once it was in view; needs no images.
+    Half of it is the mean over the frames that show the cue, half that over all later ones.
     past: what was seen δ frames ago, images shrunk to 8 x 8, for δ drawn per frame up to
     `horizon`; needs no labels.
 
@@ -74,6 +75,7 @@ class Recollection(nn.Module):
         generator: torch.Generator | None = None,
         *,
         real: Bool[Tensor, "T B"] | None = None,
+        shown: Bool[Tensor, "T B"] | None = None,
     ) -> dict[str, Tensor]:
         """Return each loss that has a weight, weighted, as a scalar.
 
@@ -84,6 +86,8 @@ class Recollection(nn.Module):
             start: Where the memory begins.
             generator: For δ.
             real: Which frames are no padding; all unless given. Padding is asked nothing.
+            shown: Where the cue is in view. These few frames then weigh as much as all others
+                together: what cannot be named while it is seen cannot be remembered.
         """
         if real is None:
             real = torch.ones_like(start)
@@ -92,9 +96,13 @@ class Recollection(nn.Module):
         if self.cue is not None:
             known = ~cue.isnan() & real[..., None]
             error = (self.cue(features) - torch.where(known, cue, 0.0)).square()
-            losses["cue"] = (
-                self.weight * torch.where(known, error, 0.0).sum() / known.sum().clamp(min=1)
+            groups = (
+                [known] if shown is None else [known & part[..., None] for part in (shown, ~shown)]
             )
+            means = [
+                torch.where(group, error, 0.0).sum() / group.sum().clamp(min=1) for group in groups
+            ]
+            losses["cue"] = self.weight * torch.stack(means).mean()
         if self.past.active:
             ended = torch.zeros_like(start)
             none = features.new_zeros(*start.shape, 0)

@@ -47,7 +47,7 @@ def test_only_a_memory_bridges_the_gap(name: str, cued: Make, cloning: Make) -> 
         "told": PresentOnly,
     }[name]
     batches = Streaming(episodes, rows=16, steps=12, chunk=2, seed=0)
-    settings = {"updates": 300, "learning_rate": 5e-3, "moments": 64, "ema": 0.95, "warmup": 20}
+    settings = {"updates": 150, "learning_rate": 5e-3, "moments": 64, "ema": 0.95, "warmup": 20}
     run = cloning(batches, memory=memory, **settings)
     while not run.finished:
         run.iterate()

@@ -29,7 +29,9 @@ def drawn(choice: Choice, episode: Demonstration, times: int = 200) -> list[list
 
 @pytest.mark.parametrize("length", [1, 5, 16, 17, 40])
 @pytest.mark.parametrize(
-    "choice", [EveryFrame(), RandomFrames(16), JitteredFrames(16), CueFrames(16)], ids=str
+    "choice",
+    [EveryFrame(), RandomFrames(16), JitteredFrames(16), CueFrames(16)],
+    ids=lambda choice: type(choice).__name__,
 )
 def test_frames_are_distinct_in_order_and_of_the_episode(
     choice: Choice, length: int, demonstration: Make

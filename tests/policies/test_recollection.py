@@ -193,3 +193,17 @@ def test_past_images_are_shrunk_by_the_mean_and_stacked_by_camera(
         image = sight.images[name][2, 1].movedim(-1, 0).float()
         expected = F.avg_pool2d(image, 4).round().movedim(0, -1)
         assert torch.equal(seen[2, 1, ..., 3 * i : 3 * i + 3].float(), expected)
+
+
+def test_frames_that_show_the_cue_weigh_as_much_as_all_others(
+    perception: Perception, sight_size: Sizes, random_sight: Sights
+) -> None:
+    recollection = Recollection(perception, CUES)
+    assert recollection.cue is not None
+    for parameter in recollection.cue.parameters():  # every cue is guessed as zero
+        torch.nn.init.zeros_(parameter)
+    cue, shown = torch.ones(T, B, CUES), torch.zeros(T, B, dtype=torch.bool)
+    cue[0], shown[0] = 3.0, True
+    sight = random_sight(sight_size(), T, B)
+    loss = recollection(streams(perception), sight, cue, starts(), shown=shown)["cue"]
+    assert loss.item() == pytest.approx((9.0 + 1.0) / 2)
