@@ -20,7 +20,7 @@ from engram.launch.config import (
 from engram.launch.values import conform
 
 RUN = "clone"
-GROUPS = ("task", "streams", "size", "study")
+GROUPS = ("task", "streams", "vision", "denoising", "batches", "size", "study")
 LISTS = {"task": "tasks", "memory": "memories"}
 """Keys that may name several, and where a study lists them."""
 
@@ -54,7 +54,7 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
             raise UsageError(f"argument {argument!r} is not of the form key=value")
         if key in LISTS:
             named[key] = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-        elif key in ("size", "study") and value not in choices(key):
+        elif key in GROUPS and value not in choices(key):
             raise unknown(key, value, choices(key))
         else:
             rest.append(argument)
