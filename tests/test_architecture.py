@@ -64,6 +64,7 @@ HEAVY = {
     "sb3_contrib",
     "stable_baselines3",
     "tensorboard",
+    "timm",
     "torch.utils.tensorboard",
     "transformers",
     "unified_planning",
