@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from engram.agents.imitation import Imitation
 from engram.kernels.errors import EngramError
 from engram.launch.clone_config import compose_clone
 from engram.launch.clone_run import clone_job, load_clone
@@ -90,7 +91,9 @@ def test_the_policy_of_a_run_is_the_average_that_was_evaluated(study: Path) -> N
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_agrees_with_an_uninterrupted_one(copy: Path, tiny: list[str]) -> None:
+def test_an_interrupted_run_agrees_with_an_uninterrupted_one(
+    copy: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def until(updates: int) -> Callable[[], bool]:
         """Stop after so many updates."""
         path = copy / "run" / "metrics.jsonl"
@@ -100,8 +103,10 @@ def test_an_interrupted_run_agrees_with_an_uninterrupted_one(copy: Path, tiny: l
     assert clone_job(job(copy, tiny), report=nothing, stopping=until(2)) is None
     assert (copy / "run" / "checkpoint.safetensors").exists()
     assert not (copy / "run" / "evaluation.json").exists()
+    iterate, made = Imitation.iterate, []
+    monkeypatch.setattr(Imitation, "iterate", lambda self: made.append(1) or iterate(self))
     done = clone_job(job(copy, tiny, resume=True), report=nothing, stopping=lambda: False)
-    assert done is not None
+    assert done is not None and len(made) == 2  # of four: it did not begin anew
     whole = read_json(copy / "remember_color" / "gru" / "seed0" / "evaluation.json")
     assert without_time(done) == without_time(whole)
     a, b = lines(copy / "run"), lines(copy / "remember_color" / "gru" / "seed0")
