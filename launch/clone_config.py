@@ -20,7 +20,7 @@ from engram.launch.config import (
 from engram.launch.values import conform
 
 RUN = "clone"
-GROUPS = ("task", "streams", "study")
+GROUPS = ("task", "streams", "vision", "denoising", "batches", "size", "study")
 LISTS = {"task": "tasks", "memory": "memories"}
 """Keys that may name several, and where a study lists them."""
 
@@ -54,8 +54,8 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
             raise UsageError(f"argument {argument!r} is not of the form key=value")
         if key in LISTS:
             named[key] = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-        elif key == "study" and value not in choices("study"):
-            raise unknown("study", value, choices("study"))
+        elif key in GROUPS and value not in choices(key):
+            raise unknown(key, value, choices(key))
         else:
             rest.append(argument)
     lists = [a for a in rest if a.partition("=")[0] in (*GROUPS, *LISTS.values())]

@@ -22,7 +22,7 @@ def config_of(path: str | Path) -> tuple[Path, dict[str, Any]]:
         DataError: If it holds no readable configuration, or no safetensors.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
+    if not str(path) or not folder.is_dir():
         raise InvalidValueError("path", str(path), "the folder of a model; nothing is downloaded")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -8,10 +8,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from engram.launch.clone_build import Lesson, build_imitation, build_worlds, read_lesson
+from engram.kernels.errors import InvalidValueError
+from engram.launch.clone_build import (
+    Lesson,
+    build_imitation,
+    build_vla,
+    build_worlds,
+    read_lesson,
+)
 from engram.launch.clone_config import compose_clone
 from engram.launch.config import choices
 from engram.launch.demos import record_into
+from engram.policies.perception import SightSize
 
 pytest.importorskip("mink", reason="needs engram[manipulation]")
 pytest.importorskip("pyarrow", reason="needs engram[demonstrations]")
@@ -84,3 +92,42 @@ def test_every_task_is_recorded_and_cloned(task: str, tmp_path: Path) -> None:
         assert 0 < worlds.first_choice_chance < 1
     finally:
         worlds.close()
+
+
+@pytest.mark.parametrize("batches", each(choices("batches"), "cue_frames"))
+def test_every_kind_of_batch_is_learnt(batches: str, lesson: Lesson) -> None:
+    quick = [setting for setting in SMALL if setting != "batches.steps=4"]
+    small = ["batches.frames.count=4"] if batches.endswith("d_frames") else []
+    (tree,) = compose_clone([*quick, f"batches={batches}", "memory=gru", *small]).trees.values()
+    update(tree, lesson)
+
+
+@pytest.mark.parametrize("denoising", choices("denoising"))
+def test_every_denoising_is_learnt(denoising: str, lesson: Lesson) -> None:
+    update(compose(f"denoising={denoising}", "memory=gru"), lesson)
+
+
+PICTURES = [setting for setting in SMALL if "objects" not in setting]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vision", choices("vision"))
+def test_every_image_encoder_is_cloned(vision: str, tmp_path: Path) -> None:
+    path = []
+    if vision == "pretrained":
+        hf = pytest.importorskip("transformers", reason="needs engram[vla]")
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
+        config = hf.ViTConfig(image_size=32, patch_size=8, num_attention_heads=2, **sizes)
+        hf.ViTModel(config).save_pretrained(tmp_path / "vit")
+        hf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+        path = [f"policy.vision.path={tmp_path / 'vit'}"]
+    chosen = [*PICTURES, "memory=gru", f"vision={vision}", *path]
+    (tree,) = compose_clone(chosen).trees.values()
+    update(tree, record(tree, tmp_path / "demonstrations"))
+
+
+def test_a_pretrained_encoder_needs_its_folder() -> None:
+    pictures = SightSize(("top",), 64, 9, 3, 8, (0, 0), 0)
+    (tree,) = compose_clone(["vision=pretrained", "memory=none"]).trees.values()
+    with pytest.raises(InvalidValueError, match="the folder of a model"):
+        build_vla(tree, pictures, (torch.full((4,), -1.0), torch.ones(4)), 0)

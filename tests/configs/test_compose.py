@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engram.launch.build import build_training
+from engram.launch.clone_config import GROUPS
 from engram.launch.config import choices, compose_settings, compose_tree
 
 SMALL = ["agent.rollout=4", "agent.chunk=2", "agent.epochs=1", "num_envs=3", "policy.width=16"]
@@ -58,7 +59,7 @@ def test_every_yaml_belongs_to_a_group_or_is_a_run() -> None:
 
     (folder,) = engram.configs.__path__
     found = {path.relative_to(folder).parts[0] for path in Path(folder).rglob("*.yaml")}
-    groups = {"env", "memory", "agent", "preset", "task", "streams", "study"}
+    groups = {"env", "memory", "agent", "preset", *GROUPS}
     assert found == {*groups, "train.yaml", "clone.yaml"}
 
 

@@ -165,6 +165,7 @@ def test_a_damaged_run_is_refused(
         (["memory=[gru,gru]"], "different ones"),
         (["memory=[]"], "one name, or a list"),
         (["study=manipulations"], "did you mean manipulation"),
+        (["size=bsae"], "did you mean base"),
         (["polcy.chunk=4"], "did you mean policy"),
         (["nonsense"], "key=value"),
     ],
