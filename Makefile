@@ -51,7 +51,7 @@ test: $(INSTALLED)
 
 # pytest exits with 5 when it finds no test, which here is no failure.
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m slow --durations=15 || [ $$? -eq 5 ]
 
 # Each tool runs whatever the one before it found.
 lint: $(INSTALLED)
