@@ -74,9 +74,11 @@ def test_a_run_is_filmed(
     assert main(["film", f"run={run}", "seed=1", f"out={out}"]) == 0
     said = capsys.readouterr().out
     assert f"{len(frames(out))} frames" in said and "Success: " in said
-    first = out.read_bytes()
+    first = np.stack(frames(out)).astype(int)
     assert main(["film", f"run={run}", "seed=1", f"out={out}"]) == 0
-    assert out.read_bytes() == first  # everything follows from the seed
+    assert capsys.readouterr().out == said  # everything follows from the seed
+    # The encoder's threads may round differently.
+    assert np.abs(np.stack(frames(out)).astype(int) - first).max() <= 8
 
 
 def test_play_stops_where_the_episode_ends() -> None:
