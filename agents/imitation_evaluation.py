@@ -63,6 +63,7 @@ def evaluate_in_simulation(
     wanted = -(-episodes // batch)
     device = policy.scale.low.device
     generator = torch.Generator(device).manual_seed(derive(seed, "noise of actions"))
+    words = vocabulary.encode([instruction]).expand(batch, -1)
     observation, _ = worlds.reset(seed=derive(seed, "worlds"))
     state = policy.initial_state(batch)
     size = states.nbytes(state.memory) // batch
@@ -73,7 +74,7 @@ def evaluate_in_simulation(
     while finished.min() < wanted:
         if stopping():
             return None
-        sight = sight_of(observation, [instruction] * batch, vocabulary, policy.perception.sizes)
+        sight = sight_of(observation, words, policy.perception.sizes)
         sight = states.tree_map(lambda part: part.to(device), sight)
         action, state = policy.act(sight, state, start, generator)
         # The simulator refuses what is out of its range; quantiles of demonstrations never are.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from engram.agents.demonstrations.feature import image_size
@@ -97,10 +98,14 @@ def load(
 
 
 def sight_of(
-    observation: Mapping[str, Tensor], instructions: list[str], vocabulary: Vocabulary,
-    sizes: SightSize,
-) -> Sight:  # fmt: skip
+    observation: Mapping[str, Tensor], words: Int[Tensor, "N W"], sizes: SightSize
+) -> Sight:
     """Return what N simulated robots see, from the observation of a batch of worlds.
+
+    Args:
+        observation: Of the worlds.
+        words: The instructions, as `Vocabulary` numbers them: once per episode, not per step.
+        sizes: Of the parts of a sight.
 
     Raises:
         InvalidValueError: If the observation lacks a part.
@@ -114,7 +119,7 @@ def sight_of(
     return Sight(
         {name: observation[name] for name in sizes.cameras},
         felt,
-        vocabulary.encode(instructions).to(felt.device),
+        words.to(felt.device),
         observation["objects"] if sizes.objects[0] else felt.new_zeros(count, 0, 0),
         observation["oracle"] if sizes.oracle else felt.new_zeros(count, 0),
     )

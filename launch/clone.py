@@ -13,7 +13,6 @@ from engram.launch.clone_results import (
     findings,
     learning,
     plain,
-    run_folder,
     table,
 )
 from engram.launch.clone_run import clone_job
@@ -23,7 +22,7 @@ from engram.launch.files import write, write_json
 from engram.launch.folder import check
 from engram.launch.jobs import run_jobs
 from engram.launch.report import clone_page
-from engram.launch.results import markdown
+from engram.launch.results import markdown, run_folder
 from engram.launch.training import Job
 
 
@@ -66,7 +65,7 @@ def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
             tree=(tree := settings.trees[task, memory]),
             budget=tree["imitation"]["updates"],
             device=str(settings.device),
-            folder=run_folder(settings.out, task, memory, seed),
+            folder=run_folder(settings.out / task, memory, seed),
             resume=settings.resume,
             task=task if several else "",
         )

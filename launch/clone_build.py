@@ -17,7 +17,7 @@ from engram.agents.imitation_sights import (
 )
 from engram.agents.seeds import derive
 from engram.agents.training import build_policy
-from engram.envs.manipulation import Manipulation, make_task
+from engram.envs.manipulation import Manipulation, ManipulationEnv, make_task
 from engram.kernels.errors import DataError
 from engram.launch.build import instantiate_plainly
 from engram.policies.action_scale import ActionScale
@@ -118,6 +118,27 @@ def build_imitation(
     return Imitation(policy, recollection, batches, settings, seed=seed)
 
 
+def build_world(tree: dict[str, Any], **settings: Any) -> ManipulationEnv:
+    """Build one world of a task, with what its demonstrations show.
+
+    Args:
+        tree: The configuration.
+        settings: Further ones of `ManipulationEnv`.
+    """
+    return ManipulationEnv(
+        tree["task"]["name"], **_senses(tree), **settings, **tree["task"]["settings"]
+    )
+
+
+def _senses(tree: dict[str, Any]) -> dict[str, Any]:
+    sight = tree["demonstrations"]
+    return {
+        "cameras": () if sight["objects"] else tuple(sight["cameras"]),
+        "size": sight["image"],
+        "objects": sight["objects"],
+    }
+
+
 def build_worlds(
     tree: dict[str, Any], *, num_envs: int, gap: int | None = None
 ) -> tuple[Manipulation, str]:
@@ -128,7 +149,7 @@ def build_worlds(
         num_envs: Number of worlds.
         gap: Steps of the gap, instead of those of training.
     """
-    task, sight = tree["task"], tree["demonstrations"]
+    task = tree["task"]
     settings = dict(task["settings"])
     if gap is not None:
         settings["gap"] = [gap, gap]
@@ -136,9 +157,7 @@ def build_worlds(
         num_envs,
         task=task["name"],
         settings=settings,
-        cameras=() if sight["objects"] else tuple(sight["cameras"]),
-        size=sight["image"],
-        objects=sight["objects"],
         oracle=tree["policy"]["told"],
+        **_senses(tree),
     )
     return worlds, make_task(task["name"], **settings).instruction

@@ -8,7 +8,7 @@ import numpy as np
 from engram.launch.evaluation import interval
 from engram.launch.files import read_json
 from engram.launch.folder import read_metrics
-from engram.launch.results import spread
+from engram.launch.results import run_folder, spread
 
 
 class Finding(NamedTuple):
@@ -47,11 +47,6 @@ class Learning(NamedTuple):
     """`[seeds, points]`."""
 
 
-def run_folder(folder: Path, task: str, memory: str, seed: int) -> Path:
-    """Where a run of a study lives."""
-    return folder / task / memory / f"seed{seed}"
-
-
 def findings(
     folder: Path, tasks: list[str], memories: list[str], seeds: list[int]
 ) -> list[Finding]:
@@ -60,7 +55,7 @@ def findings(
     for task in tasks:
         for memory in memories:
             facts = [
-                read_json(run_folder(folder, task, memory, seed) / "evaluation.json")
+                read_json(run_folder(folder / task, memory, seed) / "evaluation.json")
                 for seed in seeds
             ]
             for gap in facts[0]["gaps"]:
@@ -95,7 +90,7 @@ def learning(
     found = {}
     for task in tasks:
         for memory in memories:
-            runs = [read_metrics(run_folder(folder, task, memory, seed)) for seed in seeds]
+            runs = [read_metrics(run_folder(folder / task, memory, seed)) for seed in seeds]
             points = min(len(run) for run in runs)
             seconds = np.array([[line["seconds"] for line in run[:points]] for run in runs])
             success = np.array([[line["success"] for line in run[:points]] for run in runs])

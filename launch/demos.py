@@ -18,6 +18,7 @@ from engram.agents.demonstrations.recording import features_of, record
 from engram.envs.manipulation import ManipulationEnv
 from engram.envs.processes import without_sigint
 from engram.kernels.errors import EngramError
+from engram.launch.clone_build import build_world
 from engram.launch.clone_config import compose_clone
 from engram.launch.config import UsageError
 from engram.launch.files import read_json, write_json
@@ -68,7 +69,7 @@ def record_into(folder: Path, tree: dict[str, Any], *, workers: int, console: Co
         OracleFailedError: If the scripted policy cannot solve the task.
     """
     wanted = tree["demonstrations"]
-    make = partial(_environment, tree)
+    make = partial(build_world, tree)
     env = make()
     with DemonstrationWriter(folder, features=features_of(env), robot_type=ROBOT) as writer:
         _claim(folder, tree, begun=writer.episodes > 0)
@@ -145,14 +146,3 @@ def _record(
 
 def _several(some: Callable[[range], Iterator[Episode]], numbers: range) -> list[Episode]:
     return list(some(numbers))
-
-
-def _environment(tree: dict[str, Any]) -> ManipulationEnv:
-    sight = tree["demonstrations"]
-    return ManipulationEnv(
-        tree["task"]["name"],
-        cameras=() if sight["objects"] else tuple(sight["cameras"]),
-        size=sight["image"],
-        objects=sight["objects"],
-        **tree["task"]["settings"],
-    )

@@ -13,6 +13,7 @@ from engram.agents.seeds import derive
 from engram.envs.manipulation import ManipulationEnv, Oracle
 from engram.kernels.errors import InvalidValueError, MissingPackageError
 from engram.kernels.files.whole import whole_file
+from engram.launch.clone_build import build_world
 from engram.launch.clone_config import compose_clone
 from engram.launch.clone_run import load_clone
 from engram.launch.config import UsageError
@@ -54,7 +55,7 @@ def film(arguments: list[str], console: Console) -> int:
         settings = compose_clone(rest)
         if len(settings.tasks) > 1:
             raise UsageError(f"task is {settings.tasks}; allowed: one")
-        env = _environment(settings.trees[settings.tasks[0], settings.memories[0]])
+        env = _world(settings.trees[settings.tasks[0], settings.memories[0]])
         oracle = Oracle(seed=seed)
         act = lambda _: oracle.act(env)  # noqa: E731
     frames, info = play(env, act, seed)
@@ -103,30 +104,22 @@ def encode(file: Any, frames: list[np.ndarray], suffix: str) -> None:
         container.mux(stream.encode())
 
 
-def _environment(tree: dict[str, Any]) -> ManipulationEnv:
-    sight = tree["demonstrations"]
-    return ManipulationEnv(
-        tree["task"]["name"],
-        cameras=() if sight["objects"] else tuple(sight["cameras"]),
-        size=sight["image"],
-        objects=sight["objects"],
-        oracle=tree["policy"]["told"],
-        render_mode="rgb_array",
-        **tree["task"]["settings"],
-    )
+def _world(tree: dict[str, Any]) -> ManipulationEnv:
+    return build_world(tree, oracle=tree["policy"]["told"], render_mode="rgb_array")
 
 
 def _cloned(folder: Path, seed: int) -> tuple[ManipulationEnv, Act]:
     """Return the world of a run, and its policy."""
     (policy, vocabulary), tree = load_clone(folder, torch.device("cpu"))
-    env = _environment(tree)
+    env = _world(tree)
     state, start = policy.initial_state(1), torch.ones(1, dtype=torch.bool)
+    words = vocabulary.encode([env.instruction])
     generator = torch.Generator().manual_seed(derive(seed, "noise of actions"))
 
     def act(observation: dict[str, np.ndarray]) -> np.ndarray:
         nonlocal state, start
         batch = {name: torch.from_numpy(part)[None] for name, part in observation.items()}
-        sight = sight_of(batch, [env.instruction], vocabulary, policy.perception.sizes)
+        sight = sight_of(batch, words, policy.perception.sizes)
         with torch.no_grad():
             action, state = policy.act(sight, state, start, generator)
         start = torch.zeros(1, dtype=torch.bool)

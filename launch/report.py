@@ -113,11 +113,8 @@ def report_page(title: str, png: bytes, scores: Cells, times: Cells, config: str
         times: The table of where training time went.
         config: The resolved configuration, as text.
     """
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>{STYLE}</style></head><body>
-<h1>{html.escape(title)}</h1>
-<img alt="Learning curves and final scores" src="data:image/png;base64,{_base64(png)}">
+    body = f"""<img alt="Learning curves and final scores"
+src="data:image/png;base64,{_base64(png)}">
 <h2>Fresh episodes</h2>
 {_table(scores)}
 <p>Score: mean return over seeds, each on episodes that training never saw; ± half the 95 %
@@ -128,10 +125,8 @@ of the training return, band from the least to the greatest seed.</p>
 <p>Share of the training time, all seeds together. Environment and acting are those of the slowest
 worker where several act; transfer is what moving weights and rollouts between processes adds. Where
 workers act while the learner learns, the parts overlap.</p>
-<h2>Configuration</h2>
-<pre>{html.escape(config)}</pre>
-</body></html>
 """
+    return _page(title, body, config)
 
 
 def clone_page(title: str, png: bytes, rates: Cells, config: str) -> str:
@@ -143,18 +138,24 @@ def clone_page(title: str, png: bytes, rates: Cells, config: str) -> str:
         rates: The table of fresh episodes.
         config: The resolved configuration, as text.
     """
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>{STYLE}</style></head><body>
-<h1>{html.escape(title)}</h1>
-<img alt="First choices and success against the gap" src="data:image/png;base64,{_base64(png)}">
+    body = f"""<img alt="First choices and success against the gap"
+src="data:image/png;base64,{_base64(png)}">
 <h2>Fresh episodes</h2>
 {_table(rates)}
 <p>Success and first choice: shares of episodes that nobody demonstrated, mean over seeds, ± half
 the 95 % interval over seeds (Student's t). An episode without a choice counts as wrong. Chance:
 first choices of the best policy without memory. Shaded: gaps of training. Seconds: of training,
 without evaluations.</p>
-<h2>Configuration</h2>
+"""
+    return _page(title, body, config)
+
+
+def _page(title: str, body: str, config: str) -> str:
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>{STYLE}</style></head><body>
+<h1>{html.escape(title)}</h1>
+{body}<h2>Configuration</h2>
 <pre>{html.escape(config)}</pre>
 </body></html>
 """

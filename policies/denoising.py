@@ -113,9 +113,10 @@ class Flow(Denoising):
     """Flow matching on straight paths (Lipman et al. 2023, 2210.02747; Liu et al. 2209.03003).
 
     x_τ = (1 − τ) a + τ ε; the network predicts the clean a, and Euler steps along
-    dx/dτ = (x − a) / τ lead from τ = 1 to 0. Deviation: the papers let it predict ε − a. The clean
-    action is a function of what is seen alone, and is learnt several times faster by small
-    networks (as Li & He 2025, 2511.13720, argue for images).
+    dx/dτ = (x − a) / τ lead from τ = 1 to 0.
+
+    Deviation: the papers let it predict ε − a. The clean action is a function of what is seen,
+    and in a small trial was learnt sooner (0.57 against 0.37 right in as many seconds, one seed).
 
     Args:
         steps: Euler steps per draw.

@@ -204,16 +204,17 @@ def test_sights_of_worlds_are_those_of_data_sets() -> None:
         "oracle": torch.randn(2, 6),
     }
     sizes = SightSize(("top",), 16, 3, 2, 3, (4, 5), 6)
-    sight = sight_of(observation, ["go left", "left"], vocabulary, sizes)
+    sight = sight_of(observation, vocabulary.encode(["go left", "left"]), sizes)
     assert sight.images.keys() == {"top"} and sight.words.tolist() == [[1, 2, 0], [2, 0, 0]]
     assert sight.objects is observation["objects"] and sight.oracle is observation["oracle"]
-    blind = sight_of(observation, ["go"] * 2, vocabulary, sizes._replace(objects=(0, 0), oracle=0))
+    none = sizes._replace(objects=(0, 0), oracle=0)
+    blind = sight_of(observation, vocabulary.encode(["go"] * 2), none)
     assert blind.objects.shape == (2, 0, 0) and blind.oracle.shape == (2, 0)
 
 
 @pytest.mark.parametrize("part", ["top", "proprioception", "objects", "oracle"])
 def test_worlds_that_do_not_show_what_is_wanted_are_refused(part: str) -> None:
-    vocabulary = Vocabulary(["go"], length=1)
+    words = Vocabulary(["go"], length=1).encode(["go"])
     observation = {
         "top": torch.zeros(1, 16, 16, 3, dtype=torch.uint8),
         "proprioception": torch.zeros(1, 3),
@@ -222,4 +223,4 @@ def test_worlds_that_do_not_show_what_is_wanted_are_refused(part: str) -> None:
     }
     del observation[part]
     with pytest.raises(InvalidValueError, match=r"parts of the observation is .*; allowed: propr"):
-        sight_of(observation, ["go"], vocabulary, SightSize(("top",), 16, 3, 1, 1, (4, 5), 6))
+        sight_of(observation, words, SightSize(("top",), 16, 3, 1, 1, (4, 5), 6))
