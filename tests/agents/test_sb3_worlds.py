@@ -110,7 +110,7 @@ def test_a_vec_env_may_reuse_its_arrays(drift: Env):
 
 
 def test_subprocesses_give_what_one_process_gives(drift: Env):
-    processes = SubprocVecEnv([drift, drift], start_method="fork")
+    processes = SubprocVecEnv([drift, drift], start_method="forkserver")
     try:
         theirs = rollouts(VecEnvWorlds(processes))
     finally:

@@ -1,9 +1,12 @@
 """A writer killed at any moment loses nothing that it had called safe."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,11 @@ from engram.agents.demonstrations import (
     Feature,
     check,
 )
+
+# A fork of this process, where other tests left the threads of codecs and of Arrow, may wait for
+# one of them for ever; these are forked from a process that runs nothing.
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload(["engram.agents.demonstrations", "pytest", "pandas", "pyarrow.parquet", "av"])
 
 FEATURES = {"camera": Feature("video", (16, 16, 3)), "action": Feature("float32", (2,))}
 
@@ -41,29 +49,32 @@ def in_a_process_that_dies(folder: Path, fatal: str, times: int, delay: float) -
         folder: Where to.
         fatal: It dies before the file whose path contains this takes its name,
         times: when that happens for this time,
-        delay: or after so long [s].
+        delay: or so long [s] after it took the folder.
     """
-    said, say = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            Path.replace = deadly(Path.replace, fatal, times)
-            with opened(folder) as writer:
-                os.write(say, bytes([writer.episodes]))
-                while writer.episodes < 5:
-                    writer.add(episode(writer.episodes))
-                    os.write(say, bytes([writer.episodes]))
-        finally:
-            os._exit(0)
-    os.close(say)
+    hear, say = CLEAN.Pipe(duplex=False)
+    child = CLEAN.Process(target=write_and_die, args=(folder, fatal, times, say))
+    child.start()
+    say.close()
+    heard = []
     if fatal == "nothing":
+        heard.append(hear.recv())
         time.sleep(delay)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    with os.fdopen(said, "rb") as pipe:
-        heard = pipe.read()
-    assert fatal == "nothing" or os.WTERMSIG(status) == signal.SIGKILL
+        child.kill()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL or (fatal == "nothing" and child.exitcode == 0)
+    with contextlib.suppress(EOFError), hear:
+        while True:
+            heard.append(hear.recv())
     return heard[-1] if heard else 0
+
+
+def write_and_die(folder: Path, fatal: str, times: int, say: Connection) -> None:
+    Path.replace = deadly(Path.replace, fatal, times)
+    with opened(folder) as writer:
+        say.send(writer.episodes)
+        while writer.episodes < 5:
+            writer.add(episode(writer.episodes))
+            say.send(writer.episodes)
 
 
 def deadly(replace: Callable, fatal: str, times: int) -> Callable:
