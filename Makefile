@@ -49,9 +49,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n logical --maxprocesses 8
 
+# Clusters of Ray follow one another (the group "ray"): each counts on the cores it finds.
 # pytest exits with 5 when it finds no test, which here is no failure.
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow --durations=15 || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m slow -n logical --maxprocesses 8 --dist loadgroup --durations=15 || [ $$? -eq 5 ]
 
 # Each tool runs whatever the one before it found.
 lint: $(INSTALLED)

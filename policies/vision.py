@@ -37,11 +37,59 @@ class ConvPatches(nn.Module):
 
     def forward(self, image: UInt8[Tensor, "n H W 3"]) -> Float[Tensor, "n N D"]:
         """Encode images."""
-        if tuple(image.shape[1:]) != (self.size, self.size, 3):
-            allowed = [self.size, self.size, 3]
-            raise InvalidValueError("image shape", list(image.shape[1:]), allowed)
-        x = rearrange(image, "n h w c -> n c h w").to(self.position.dtype) / 127.5 - 1
-        return rearrange(self.layers(x), "n d h w -> n (h w) d") + self.position
+        x = self.layers(_numbers(image, self.size, self.position.dtype))
+        return rearrange(x, "n d h w -> n (h w) d") + self.position
+
+
+class Keypoints(nn.Module):
+    """Points that the network learns to look for, each a token: what is there, and where.
+
+    f = three convolutions (the first of stride 4: a 64 x 64 image becomes 16 x 16 cells), then
+    p_k = softmax over cells of h_k(f), token_k = W Σ_c p_kc f_c + V [Σ_c p_kc x_c] + e_k: the
+    spatial softmax of Finn et al. 2016 (1509.06113), which also reads the features at its points,
+    as TokenLearner does (Ryoo et al. 2021, 2106.11297). Places are numbers from the beginning,
+    instead of something to be found out from which patch token says it.
+
+    Args:
+        size: Height and width of the images [pixels], a multiple of 4, 16 or more.
+        width: Features of a token.
+        tokens: Number of points.
+    """
+
+    def __init__(self, size: int = 64, width: int = 128, *, tokens: int = 16):
+        super().__init__()
+        if size < 16 or size % 4:
+            raise InvalidValueError("image size", size, "multiples of 4, 16 or more")
+        if width < 2:
+            raise InvalidValueError("width", width, "2 or more")
+        if tokens < 1:
+            raise InvalidValueError("tokens", tokens, "1 or more")
+        self.size, self.width, self.tokens = size, width, tokens
+        inside = width // 2
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, inside, 4, stride=4),
+            nn.GELU(),
+            nn.Conv2d(inside, inside, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(inside, inside, 3, padding=1),
+            nn.GELU(),
+        )
+        self.heat = nn.Conv2d(inside, tokens, 1, bias=False)  # softmax would ignore one
+        self.what = nn.Linear(inside, width)
+        self.where = nn.Linear(2, width)
+        self.which = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        self.centres: Tensor
+        line = torch.linspace(-1, 1, size // 4)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1)
+        self.register_buffer("centres", grid.flatten(0, 1), persistent=False)
+
+    def forward(self, image: UInt8[Tensor, "n H W 3"]) -> Float[Tensor, "n N D"]:
+        """Encode images."""
+        cells = self.layers(_numbers(image, self.size, self.which.dtype))
+        heat = self.heat(cells).flatten(2).float().softmax(-1)
+        where = heat @ self.centres
+        what = heat.to(cells.dtype) @ cells.flatten(2).mT
+        return self.what(what) + self.where(where) + self.which
 
 
 class TransformerPatches(nn.Module):
@@ -76,9 +124,15 @@ class TransformerPatches(nn.Module):
 
     def forward(self, image: UInt8[Tensor, "n H W 3"]) -> Float[Tensor, "n N D"]:
         """Encode images."""
-        if tuple(image.shape[1:]) != (self.size, self.size, 3):
-            allowed = [self.size, self.size, 3]
-            raise InvalidValueError("image shape", list(image.shape[1:]), allowed)
-        x = rearrange(image, "n h w c -> n c h w").to(self.position.dtype) / 127.5 - 1
-        x = rearrange(self.patches(x), "n d h w -> n (h w) d") + self.position
+        x = self.patches(_numbers(image, self.size, self.position.dtype))
+        x = rearrange(x, "n d h w -> n (h w) d") + self.position
         return self.norm(self.layers(x))
+
+
+def _numbers(
+    image: UInt8[Tensor, "n H W 3"], size: int, dtype: torch.dtype
+) -> Float[Tensor, "n 3 H W"]:
+    """Return images as numbers from -1 to 1."""
+    if tuple(image.shape[1:]) != (size, size, 3):
+        raise InvalidValueError("image shape", list(image.shape[1:]), [size, size, 3])
+    return rearrange(image, "n h w c -> n c h w").to(dtype) / 127.5 - 1

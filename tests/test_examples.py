@@ -46,6 +46,7 @@ def test_the_page_on_stable_baselines_runs(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_the_page_on_rllib_runs(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.rllib")
     code = block(root, "frameworks.md", "memory_config")

@@ -8,6 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_many_workers_hold_for_a_short_while(root: Path) -> None:
     pytest.importorskip("ray")
     done = subprocess.run(

@@ -101,6 +101,7 @@ class SameShares(PPO):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_two_learners_equal_one_on_the_joined_batch(minibatches: int, tmp_path: Path) -> None:
     learners = [

@@ -70,6 +70,7 @@ def test_ctrl_c_reaches_no_environment_process(tmp_path: Path) -> None:
     assert (out / "none/seed0/checkpoint.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_may_have_environments_with_processes(tmp_path: Path) -> None:
     process = start(
         tmp_path, "train", *ASYNC, "memory=none", "seeds=2", "workers=2", "budget=64",

@@ -67,6 +67,7 @@ def leave_behind(run: Path, copy: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize(
     "spread",
     [
@@ -93,6 +94,7 @@ def test_a_run_whose_driver_was_killed_goes_on_exactly(spread: list[str], tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("spread", [["ray.workers=2"], ["ray.learners=2"]], ids=lambda s: s[0])
 def test_ctrl_c_saves_and_exits_with_0(spread: list[str], tmp_path: Path) -> None:
     out = tmp_path / "s"
@@ -120,6 +122,7 @@ def processes_of(run: subprocess.Popen[str], title: str) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_a_killed_learner_sends_the_group_back_to_the_last_checkpoint(tmp_path: Path) -> None:
     if not Path("/proc/self/environ").exists():
         pytest.skip("needs Linux to find the learners")

@@ -89,6 +89,7 @@ def test_the_best_point_comes_first_and_an_ended_trial_last() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_an_interrupted_sweep_goes_on_and_reports_every_point(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

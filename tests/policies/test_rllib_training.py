@@ -21,7 +21,7 @@ from engram.policies.rllib import memory_config
 
 # RLlib registers its environment anew for every runner.
 again = pytest.mark.filterwarnings("ignore:.*Overriding environment rllib-single-agent-env")
-pytestmark = [pytest.mark.slow, again]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), again]
 
 STEPS, ITERATIONS = 12, 14
 CHANCE = -0.375

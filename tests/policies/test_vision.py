@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from engram.kernels.errors import InvalidValueError
-from engram.policies.vision import ConvPatches, TransformerPatches
+from engram.policies.vision import ConvPatches, Keypoints, TransformerPatches
 
 ENCODERS = {
     "convolutions": ConvPatches,
+    "keypoints": partial(Keypoints, tokens=4),
     "transformer": partial(TransformerPatches, depth=2, heads=2),
 }
 each = pytest.mark.parametrize("name", ENCODERS)
@@ -69,6 +70,10 @@ def test_images_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) 
         (lambda: ConvPatches(40), "image size is 40; allowed: multiples of 16"),
         (lambda: ConvPatches(0), "image size is 0; allowed: multiples of 16"),
         (lambda: ConvPatches(32, 1), "width is 1; allowed: 2 or more"),
+        (lambda: Keypoints(30), "image size is 30; allowed: multiples of 4, 16 or more"),
+        (lambda: Keypoints(12), "image size is 12; allowed: multiples of 4, 16 or more"),
+        (lambda: Keypoints(32, 1), "width is 1; allowed: 2 or more"),
+        (lambda: Keypoints(32, tokens=0), "tokens is 0; allowed: 1 or more"),
         (lambda: TransformerPatches(32, patch=5), "patch is 5; allowed: divisors of the image"),
         (lambda: TransformerPatches(0), "patch is 16; allowed: divisors of the image size 0"),
         (lambda: TransformerPatches(32, 20, heads=3), "heads is 3; allowed: divisors of width"),
@@ -77,3 +82,21 @@ def test_images_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) 
 def test_sizes_that_cannot_work_are_refused(make: object, message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
         make()
+
+
+def test_a_keypoint_says_where_it_is() -> None:
+    """A white cell in the third row of eight, fifth column: (y, x) = (-3/7, 1/7) in [-1, 1]."""
+    encoder = Keypoints(32, 16, tokens=1)
+    patches, *others = (layer for layer in encoder.layers if isinstance(layer, nn.Conv2d))
+    torch.nn.init.constant_(patches.weight, 1.0)  # bright cells are 48, dark ones -48
+    torch.nn.init.zeros_(patches.bias)
+    for layer in others:
+        torch.nn.init.dirac_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    torch.nn.init.ones_(encoder.heat.weight)
+    image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    image[:, 8:12, 16:20] = 255
+    with torch.no_grad():
+        place = encoder.where(torch.tensor([-3 / 7, 1 / 7]))
+        there = encoder.what(torch.full((8,), 48.0))
+        torch.testing.assert_close(encoder(image)[0, 0], there + place + encoder.which[0])
