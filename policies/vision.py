@@ -1,5 +1,7 @@
 """Small image encoders: pictures into patch tokens."""
 
+import math
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
@@ -44,37 +46,48 @@ class ConvPatches(nn.Module):
 class Keypoints(nn.Module):
     """Points that the network learns to look for, each a token: what is there, and where.
 
-    f = three convolutions (the first of stride 4: a 64 x 64 image becomes 16 x 16 cells), then
-    p_k = softmax over cells of h_k(f), token_k = W Σ_c p_kc f_c + V [Σ_c p_kc x_c] + e_k: the
-    spatial softmax of Finn et al. 2016 (1509.06113), which also reads the features at its points,
-    as TokenLearner does (Ryoo et al. 2021, 2106.11297). Places are numbers from the beginning,
-    instead of something to be found out from which patch token says it.
+    f = two convolutions (the first of stride 4: a 64 x 64 image becomes 16 x 16 cells), each
+    normed over groups; p_k = softmax over cells of h_k · f, and
+    token_k = W Σ_c p_kc f_c + V Σ_c p_kc x_c + e_k. This is the spatial softmax of Finn et al. 2016
+    (1509.06113), which also reads the features at its points, as TokenLearner does (Ryoo et al.
+    2021, 2106.11297). Places are numbers from the beginning, instead of something to be found out
+    from which patch token says it.
+
+    The points begin sharp, each on whatever its random h_k likes best: the mean place of a flat
+    softmax is the middle of any image, and hardly moves.
 
     Args:
         size: Height and width of the images [pixels], a multiple of 4, 16 or more.
-        width: Features of a token.
+        width: Features of a token, 4 or more.
         tokens: Number of points.
+        sharpness: Standard deviation of h_k · f at first, about.
     """
 
-    def __init__(self, size: int = 64, width: int = 128, *, tokens: int = 16):
+    def __init__(
+        self, size: int = 64, width: int = 128, *, tokens: int = 16, sharpness: float = 20.0
+    ):
         super().__init__()
         if size < 16 or size % 4:
             raise InvalidValueError("image size", size, "multiples of 4, 16 or more")
-        if width < 2:
-            raise InvalidValueError("width", width, "2 or more")
+        if width < 4:
+            raise InvalidValueError("width", width, "4 or more")
         if tokens < 1:
             raise InvalidValueError("tokens", tokens, "1 or more")
+        if not 0 < sharpness < float("inf"):
+            raise InvalidValueError("sharpness", sharpness, "above 0")
         self.size, self.width, self.tokens = size, width, tokens
         inside = width // 2
+        groups = math.gcd(inside, 8)
         self.layers = nn.Sequential(
             nn.Conv2d(3, inside, 4, stride=4),
+            nn.GroupNorm(groups, inside),
             nn.GELU(),
             nn.Conv2d(inside, inside, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(inside, inside, 3, padding=1),
+            nn.GroupNorm(groups, inside),
             nn.GELU(),
         )
         self.heat = nn.Conv2d(inside, tokens, 1, bias=False)  # softmax would ignore one
+        nn.init.normal_(self.heat.weight, std=sharpness * inside**-0.5)
         self.what = nn.Linear(inside, width)
         self.where = nn.Linear(2, width)
         self.which = nn.Parameter(torch.randn(tokens, width) * 0.02)
@@ -87,7 +100,8 @@ class Keypoints(nn.Module):
         """Encode images."""
         cells = self.layers(_numbers(image, self.size, self.which.dtype))
         heat = self.heat(cells).flatten(2).float().softmax(-1)
-        where = heat @ self.centres
+        # Not a product that autocast would round: bfloat16 knows a place to a third of a cell.
+        where = (heat[..., None] * self.centres).sum(2)
         what = heat.to(cells.dtype) @ cells.flatten(2).mT
         return self.what(what) + self.where(where) + self.which
 

@@ -7,6 +7,7 @@ from engram.memory.sequence.bank_retrieval import (
     AbsoluteTime,
     AddFusion,
     GateFusion,
+    LogarithmicTime,
     RelativeTime,
 )
 from engram.memory.sequence.base import SequenceMemory
@@ -36,6 +37,7 @@ __all__ = [
     "GTrXLLayer",
     "GateFusion",
     "LeastUsed",
+    "LogarithmicTime",
     "Memo",
     "MemoryTokens",
     "NoMemory",

@@ -62,17 +62,36 @@ class RelativeTime(TimeCode):
         return now[:, None] - time
 
 
+class LogarithmicTime(TimeCode):
+    """Encodes the logarithm of an entry's age, ln(1 + age).
+
+    Twice as long ago is as far away at any age: an age that training never saw is close to one
+    that it did, where `RelativeTime` turns its fastest frequencies many times.
+    """
+
+    def position(self, time: Float[Tensor, "n L"], now: Int[Tensor, " n"]) -> Tensor:
+        """Return the logarithms of the ages."""
+        return (now[:, None] - time).clamp_min(0).log1p()
+
+
 class GateFusion(nn.Module):
     """Mixes input and retrieved tokens by a learned gate: g ⊙ x + (1 − g) ⊙ h, g = σ(W [x; h] + b).
 
-    The gate begins close to one half. (The paper prints the gate's complement, the code this.)
+    The paper prints the gate's complement, the code this.
+
+    Args:
+        features: Width of the stream.
+        keep: How much of the input the gate keeps at first, more than 0 and less than 1; one half
+            as published.
     """
 
-    def __init__(self, features: int):
+    def __init__(self, features: int, *, keep: float = 0.5):
         super().__init__()
+        if not 0 < keep < 1:
+            raise InvalidValueError("keep", keep, "more than 0, less than 1")
         self.gate = nn.Linear(2 * features, features)
         nn.init.normal_(self.gate.weight, std=1e-3)
-        nn.init.normal_(self.gate.bias, std=1e-3)
+        nn.init.normal_(self.gate.bias, mean=math.log(keep / (1 - keep)), std=1e-3)
 
     def forward(self, x: Float[Tensor, "*n D"], h: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
         """Mix input x and retrieved h."""
@@ -81,15 +100,23 @@ class GateFusion(nn.Module):
 
 
 class AddFusion(nn.Module):
-    """Averages input and retrieved tokens: (x + h) / 2."""
+    """Averages input and retrieved tokens: k x + (1 − k) h.
 
-    def __init__(self, features: int):
+    Args:
+        features: Width of the stream.
+        keep: k; one half as published.
+    """
+
+    def __init__(self, features: int, *, keep: float = 0.5):
         super().__init__()
         del features
+        if not 0 < keep < 1:
+            raise InvalidValueError("keep", keep, "more than 0, less than 1")
+        self.keep = keep
 
     def forward(self, x: Float[Tensor, "*n D"], h: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
         """Average input x and retrieved h."""
-        return (x + h) / 2
+        return self.keep * x + (1 - self.keep) * h
 
 
 class RetrievalBlock(nn.Module):

@@ -16,6 +16,7 @@ from engram.memory.sequence import (
     AdjacentMerge,
     Bank,
     LeastUsed,
+    LogarithmicTime,
     Oldest,
     OverVectors,
     RelativeTime,
@@ -207,7 +208,7 @@ def test_streams_of_separate_banks_do_not_mix() -> None:
 def test_relative_time_does_not_know_when_the_episode_began() -> None:
     """Old entries pushed out, what is left is read alike at any hour; absolute time tells it."""
     tail, heads = inputs(6, shapes=((3, 8), (0, 4))), (inputs(4), inputs(9))
-    for code, alike in ((RelativeTime, True), (AbsoluteTime, False)):
+    for code, alike in ((RelativeTime, True), (LogarithmicTime, True), (AbsoluteTime, False)):
         bank = build(3, ((3, 8), (0, 4)), consolidation=Oldest(), time_code=code)
         ends = []
         for head in heads:

@@ -24,6 +24,7 @@ from engram.memory.sequence import (
     Bank,
     GateFusion,
     LeastUsed,
+    LogarithmicTime,
     Oldest,
     RelativeTime,
     Streams,
@@ -67,15 +68,21 @@ def attention(block: Any, x: Tensor, entries: list[Entry], codes: list[Tensor]) 
     return torch.cat(outputs, dim=1)
 
 
+POSITIONS: dict[type, Callable[[float, int], float]] = {
+    AbsoluteTime: lambda time, now: time,
+    RelativeTime: lambda time, now: now - time,
+    LogarithmicTime: lambda time, now: math.log(1 + now - time),
+}
+
+
 def retrieved(read: Retrieval, x: Tensor, bank: list[Entry], now: int) -> Tensor:
     """What leaves the stream: input and retrieved tokens, fused."""
     if not bank and not read.read_self:
         h = x
     else:
         entries = bank or [Entry(x, now)]
-        relative = isinstance(read.time_code, RelativeTime)
-        times = [now - e.time if relative else e.time for e in entries]
-        codes = [time_code(read.time_code, t) for t in times]
+        place = POSITIONS[type(read.time_code)]
+        codes = [time_code(read.time_code, place(e.time, now)) for e in entries]
         h = x
         for block in read.blocks:
             y = block.attention_norm(h + attention(block, h, entries, codes))
@@ -152,7 +159,7 @@ RULES = [
             "write_fused": st.booleans(),
             "together": st.booleans(),
             "read_self": st.booleans(),
-            "time_code": st.sampled_from([AbsoluteTime, RelativeTime]),
+            "time_code": st.sampled_from(list(POSITIONS)),
             "fusion": st.sampled_from([GateFusion, AddFusion]),
         }
     ),

@@ -72,7 +72,8 @@ def test_images_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) 
         (lambda: ConvPatches(32, 1), "width is 1; allowed: 2 or more"),
         (lambda: Keypoints(30), "image size is 30; allowed: multiples of 4, 16 or more"),
         (lambda: Keypoints(12), "image size is 12; allowed: multiples of 4, 16 or more"),
-        (lambda: Keypoints(32, 1), "width is 1; allowed: 2 or more"),
+        (lambda: Keypoints(32, 3), "width is 3; allowed: 4 or more"),
+        (lambda: Keypoints(32, sharpness=0.0), "sharpness is 0.0; allowed: above 0"),
         (lambda: Keypoints(32, tokens=0), "tokens is 0; allowed: 1 or more"),
         (lambda: TransformerPatches(32, patch=5), "patch is 5; allowed: divisors of the image"),
         (lambda: TransformerPatches(0), "patch is 16; allowed: divisors of the image size 0"),
@@ -86,17 +87,29 @@ def test_sizes_that_cannot_work_are_refused(make: object, message: str) -> None:
 
 def test_a_keypoint_says_where_it_is() -> None:
     """A white cell in the third row of eight, fifth column: (y, x) = (-3/7, 1/7) in [-1, 1]."""
-    encoder = Keypoints(32, 16, tokens=1)
-    patches, *others = (layer for layer in encoder.layers if isinstance(layer, nn.Conv2d))
+    encoder = Keypoints(32, 16, tokens=1, sharpness=1.0)
+    patches, norm, _, look, *_ = encoder.layers
     torch.nn.init.constant_(patches.weight, 1.0)  # bright cells are 48, dark ones -48
     torch.nn.init.zeros_(patches.bias)
-    for layer in others:
-        torch.nn.init.dirac_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
-    torch.nn.init.ones_(encoder.heat.weight)
+    torch.nn.init.dirac_(look.weight)
+    torch.nn.init.zeros_(look.bias)
+    encoder.layers = nn.Sequential(patches, norm, look)
+    torch.nn.init.constant_(encoder.heat.weight, 10.0)
     image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     image[:, 8:12, 16:20] = 255
+    bright = 63**0.5  # of one cell among 64, normed
     with torch.no_grad():
         place = encoder.where(torch.tensor([-3 / 7, 1 / 7]))
-        there = encoder.what(torch.full((8,), 48.0))
-        torch.testing.assert_close(encoder(image)[0, 0], there + place + encoder.which[0])
+        there = encoder.what(torch.full((8,), bright))
+        torch.testing.assert_close(
+            encoder(image)[0, 0], there + place + encoder.which[0], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_keypoints_are_sharp_and_apart_from_the_beginning() -> None:
+    encoder = Keypoints(64, 64)
+    image = torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8)
+    image = image.repeat_interleave(4, 1).repeat_interleave(4, 2)  # each cell a colour of its own
+    heat = encoder.heat(encoder.layers((image.permute(0, 3, 1, 2) / 127.5) - 1)).flatten(2)
+    peak, cell = heat.softmax(-1).max(-1)
+    assert peak.mean() > 0.5 and all(len(set(row.tolist())) > 8 for row in cell)
