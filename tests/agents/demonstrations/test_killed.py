@@ -23,7 +23,9 @@ from engram.agents.demonstrations import (
 # A fork of this process, where other tests left the threads of codecs and of Arrow, may wait for
 # one of them for ever; these are forked from a process that runs nothing.
 CLEAN = multiprocessing.get_context("forkserver")
-CLEAN.set_forkserver_preload(["engram.agents.demonstrations", "pytest", "pandas", "pyarrow.parquet", "av"])
+CLEAN.set_forkserver_preload(
+    ["engram.agents.demonstrations", "pytest", "pandas", "pyarrow.parquet", "av"]
+)
 
 FEATURES = {"camera": Feature("video", (16, 16, 3)), "action": Feature("float32", (2,))}
 
