@@ -17,6 +17,7 @@ NAMES = [
     "rllib_lstm",
     "hcam_step",
     "bank_step",
+    "policy_step",
     "sequence_forward",
     "ballet_steps",
     "ballet_training",
