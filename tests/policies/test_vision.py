@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from engram.kernels.errors import InvalidValueError
@@ -87,20 +88,21 @@ def test_sizes_that_cannot_work_are_refused(make: object, message: str) -> None:
 
 def test_a_keypoint_says_where_it_is() -> None:
     """A white cell in the third row of eight, fifth column: (y, x) = (-3/7, 1/7) in [-1, 1]."""
-    encoder = Keypoints(32, 16, tokens=1, sharpness=1.0)
-    patches, norm, _, look, *_ = encoder.layers
-    torch.nn.init.constant_(patches.weight, 1.0)  # bright cells are 48, dark ones -48
-    torch.nn.init.zeros_(patches.bias)
-    torch.nn.init.dirac_(look.weight)
-    torch.nn.init.zeros_(look.bias)
-    encoder.layers = nn.Sequential(patches, norm, look)
-    torch.nn.init.constant_(encoder.heat.weight, 10.0)
+    encoder = Keypoints(32, 16, tokens=1)
+    with torch.no_grad():
+        for parameter in (*encoder.patch.parameters(), encoder.look.bias, encoder.heat.weight):
+            parameter.zero_()
+        encoder.patch.weight[0] = 1.0  # bright cells: (48, 0, …), normed (√7, -1/√7, …)
+        nn.init.dirac_(encoder.look.weight)
+        encoder.heat.weight[0, 0] = 100.0
     image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     image[:, 8:12, 16:20] = 255
-    bright = 63**0.5  # of one cell among 64, normed
+    bright = torch.full((8,), -(7**-0.5))
+    bright[0] = 7**0.5
+    norm = partial(F.layer_norm, normalized_shape=(8,))
     with torch.no_grad():
+        there = encoder.what(F.gelu(norm(F.gelu(bright))))
         place = encoder.where(torch.tensor([-3 / 7, 1 / 7]))
-        there = encoder.what(torch.full((8,), bright))
         torch.testing.assert_close(
             encoder(image)[0, 0], there + place + encoder.which[0], rtol=1e-4, atol=1e-4
         )
@@ -110,6 +112,8 @@ def test_keypoints_are_sharp_and_apart_from_the_beginning() -> None:
     encoder = Keypoints(64, 64)
     image = torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8)
     image = image.repeat_interleave(4, 1).repeat_interleave(4, 2)  # each cell a colour of its own
-    heat = encoder.heat(encoder.layers((image.permute(0, 3, 1, 2) / 127.5) - 1)).flatten(2)
-    peak, cell = heat.softmax(-1).max(-1)
+    heat: list[torch.Tensor] = []
+    encoder.heat.register_forward_hook(lambda *parts: heat.append(parts[-1].mT))
+    encoder(image)
+    peak, cell = heat[0].softmax(-1).max(-1)
     assert peak.mean() > 0.5 and all(len(set(row.tolist())) > 8 for row in cell)
