@@ -82,8 +82,10 @@ class Imitation:
         *,
         seed: int,
     ):
+        if batches.chunk != policy.chunk:
+            raise InvalidValueError("chunk of the batches", batches.chunk, f"{policy.chunk}")
         self.policy, self.recollection, self.batches = policy, recollection, batches
-        self.settings = settings
+        self.settings, self.seed = settings, seed
         self.device = policy.scale.low.device
         # The average is of all but buffers, which never change.
         self.average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
@@ -93,7 +95,7 @@ class Imitation:
             self.parameters, settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-6
         )
         self.generator = torch.Generator(self.device).manual_seed(derive(seed, "imitate"))
-        self.memory = policy.memory.initial_state(batches.rows)
+        self.memory = self._empty(batches.rows)
         self.updates = 0
         self.seconds = 0.0
 
@@ -124,8 +126,10 @@ class Imitation:
         frames: Frames = states.tree_map(lambda part: part.to(self.device), batch.frames)
         self.policy.train()
         mixed = self.settings.bfloat16
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
-            losses, memory = self._losses(batch, frames)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive(self.seed, f"dropout {self.updates}"))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+                losses, memory = self._losses(batch, frames)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         report = {name: float(loss.detach()) for name, loss in losses.items()}
         self._refuse_infinite(report)
@@ -157,7 +161,7 @@ class Imitation:
         """Return the losses of a batch, and the memory after it."""
         memory = self.memory
         if not batch.carried:
-            memory = self.policy.memory.initial_state(frames.start.shape[1])
+            memory = self._empty(frames.start.shape[1])
         remembered, memory = self.policy(frames.sight, memory, frames.start)
         real = frames.real.flatten(0, 1)  # [T B, C]
         chance = real[:, 0] * (1 + self.settings.decision * frames.decision.flatten())
@@ -180,6 +184,14 @@ class Imitation:
         )
         action_loss = torch.where(real, error, 0.0).sum() / real.sum()
         return {"action": action_loss, **recalled}, states.snapshot(memory)
+
+    def _empty(self, batch: int) -> Any:
+        """Return the memory before an episode, with seeds for what it draws."""
+        memory = self.policy.memory
+        seeds = torch.randint(
+            1, 2**62, (batch,), generator=self.generator, device=self.generator.device
+        )
+        return memory.randomize(memory.initial_state(batch), seeds)
 
     def _rate(self) -> float:
         settings = self.settings
@@ -211,7 +223,8 @@ class Imitation:
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in checkpoint.part(tensors, "optimizer").items():
             index, key = name.split(".", 1)
-            moments.setdefault(int(index), {})[key] = tensor
+            # AdamW counts its steps on the CPU: on a GPU every update would wait for each count.
+            moments.setdefault(int(index), {})[key] = tensor.cpu() if key == "step" else tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.generator.set_state(tensors["random"].cpu())

@@ -1,6 +1,7 @@
 """Batches of demonstrations for cloning with memory, and the source that streams episodes."""
 
 import abc
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +78,7 @@ class Batches(abc.ABC):
         self.episodes, self.rows, self.chunk = episodes, rows, chunk
         self.generator = torch.Generator().manual_seed(seed)
         self.order: list[int] = []
+        self.digest = _digest(episodes)
 
     @abc.abstractmethod
     def next(self) -> Batch:
@@ -86,7 +88,12 @@ class Batches(abc.ABC):
         """Name what decides which batches come next."""
         order = torch.tensor(self.order, dtype=torch.int64)
         lengths = torch.tensor([len(episode.action) for episode in self.episodes])
-        return {"random": self.generator.get_state(), "order": order, "lengths": lengths}
+        return {
+            "random": self.generator.get_state(),
+            "order": order,
+            "lengths": lengths,
+            "digest": self.digest,
+        }
 
     def check(self, tensors: dict[str, Tensor], source: Path) -> None:
         """Check that `load` can go on from tensors of a checkpoint.
@@ -101,6 +108,12 @@ class Batches(abc.ABC):
             raise DataError(
                 f"checkpoint {source}: demonstrations are {len(seen)} of {int(seen.sum())} frames; "
                 f"allowed: those that the run began with, not {len(here)} of {int(here.sum())}"
+            )
+        digest = tensors.get("digest")
+        if digest is not None and not torch.equal(digest.cpu(), self.digest):
+            raise DataError(
+                f"checkpoint {source}: demonstrations have the digest {digest.tolist()}; "
+                f"allowed: those that the run began with, not {self.digest.tolist()}"
             )
         checkpoint.check(tensors, wanted, source)
 
@@ -230,3 +243,14 @@ class Streaming(Batches):
             if end == length:
                 self.playing[row] = -1
         return states.tree_map(lambda *each: torch.cat(each), *pieces)
+
+
+def _digest(episodes: list[Demonstration]) -> Tensor:
+    """Return a checksum of all that episodes hold, but of their images that of the first ones."""
+    crc = 0
+    for episode in episodes:
+        images = {name: image[:1] for name, image in episode.sight.images.items()}
+        episode = episode._replace(sight=episode.sight._replace(images=images))
+        for _, part in states.leaves(episode):
+            crc = zlib.crc32(part.contiguous().numpy(), crc)
+    return torch.tensor([crc])

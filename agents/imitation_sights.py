@@ -131,9 +131,14 @@ def vocabulary_of(source: Demonstrations) -> Vocabulary:
 
 
 def quantiles_of(episodes: list[Demonstration]) -> tuple[Tensor, Tensor]:
-    """Return the 1 % and 99 % quantiles of every number of an action."""
+    """Return the 1 % and 99 % quantiles of every number of an action.
+
+    Of a number that moves in fewer frames than that, a trigger say, the least and the largest.
+    """
     action = torch.cat([episode.action for episode in episodes]).numpy()
     low, high = np.quantile(action, [0.01, 0.99], axis=0)
+    still = low == high
+    low, high = np.where(still, action.min(0), low), np.where(still, action.max(0), high)
     return torch.from_numpy(low).float(), torch.from_numpy(high).float()
 
 

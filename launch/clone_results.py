@@ -32,6 +32,7 @@ class Finding(NamedTuple):
     episodes: int
     """Evaluated, all seeds together."""
     parameters: int
+    memory_parameters: int
     memory_bytes: int
     updates: int
     seconds: float
@@ -75,6 +76,7 @@ def findings(
                         seeds=seeds,
                         episodes=sum(one["episodes"] for one in at),
                         parameters=facts[0]["parameters"],
+                        memory_parameters=facts[0]["memory_parameters"],
                         memory_bytes=at[0]["memory_bytes"],
                         updates=facts[0]["updates"],
                         seconds=float(np.mean([fact["seconds"] for fact in facts])),
@@ -102,7 +104,7 @@ def table(found: list[Finding]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the cells of the table: a line per task and memory."""
     gaps = sorted({finding.gap for finding in found})
     header = ["task", "memory", "chance", *(f"gap {gap}: success / first choice" for gap in gaps)]
-    header += ["parameters", "state bytes", "seconds", "seeds", "episodes"]
+    header += ["parameters", "of the memory", "state bytes", "seconds", "seeds", "episodes"]
     lines: dict[tuple[str, str], dict[int, Finding]] = {}
     for finding in found:
         lines.setdefault((finding.task, finding.memory), {})[finding.gap] = finding
@@ -116,6 +118,7 @@ def table(found: list[Finding]) -> tuple[list[str], list[list[str]]]:
                 f"{first.chance:.2f}",
                 *(_rates(by_gap.get(gap)) for gap in gaps),
                 f"{first.parameters:,}",
+                f"{first.memory_parameters:,}",
                 f"{first.memory_bytes:,}",
                 f"{first.seconds:,.0f}",
                 str(len(first.seeds)),

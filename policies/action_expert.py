@@ -72,7 +72,9 @@ class ActionExpert(nn.Module):
     token is replaced by a learned one with probability `drop`, for classifier-free guidance:
     perceptual tokens stay in both branches.
 
-    Deviations: the published layers start with the attention to perception, or with the last
+    Deviations: perception attention sees W p + U GELU(V [p; c]), every perceptual token in the
+    light of the cognitive one (the learned one, where that is hidden), not the tokens alone. The
+    published layers start with the attention to perception, or with the last
     layer, at zero, so that most parameters get no gradient at first (one variant is dead for
     good but for a bias). Here output projections start small, not zero: every parameter gets
     a gradient from the first step on.

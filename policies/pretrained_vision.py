@@ -125,10 +125,14 @@ def _from_transformers(folder: Path) -> Built:
         pixels = dict(processor.crop_size if cropped else processor.size)
         side = pixels.get("shortest_edge")
         size = (pixels.get("height") or side, pixels.get("width") or side)
+        plain = not getattr(processor, "do_normalize", True)
+        scale = getattr(processor, "rescale_factor", None) or 1 / 255
+        if not getattr(processor, "do_rescale", True) or abs(scale * 255 - 1) > 1e-6:
+            raise DataError(f"{folder} rescales pixels by {scale}; allowed: by 1/255")
         taken = Input(
             (int(size[0]), int(size[1])),  # type: ignore[arg-type]
-            tuple(processor.image_mean),
-            tuple(processor.image_std),
+            (0.0, 0.0, 0.0) if plain else tuple(processor.image_mean),
+            (1.0, 1.0, 1.0) if plain else tuple(processor.image_std),
             _filter(folder, processor.resample),
         )
     return model, taken, missing, _encode_transformers

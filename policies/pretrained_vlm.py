@@ -131,6 +131,9 @@ class PretrainedVLM(Perceiver):
             raise InvalidValueError("cameras", list(sizes.cameras), f"{len(prompts.blank)}")
         if sizes.image != len(prompts.blank[0]):
             raise InvalidValueError("image size", sizes.image, [len(prompts.blank[0])])
+        if trained and bfloat16:
+            # Steps of 1e-5 and averages of weights are rounded away in half precision.
+            raise InvalidValueError("bfloat16", bfloat16, "False where the model is trained")
         if sizes.objects[0]:
             raise InvalidValueError("objects", list(sizes.objects), "none: the model sees images")
         self.sizes, self.prompts, self.trained = sizes, prompts, trained

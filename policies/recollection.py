@@ -99,10 +99,11 @@ class Recollection(nn.Module):
             groups = (
                 [known] if shown is None else [known & part[..., None] for part in (shown, ~shown)]
             )
-            means = [
-                torch.where(group, error, 0.0).sum() / group.sum().clamp(min=1) for group in groups
-            ]
-            losses["cue"] = self.weight * torch.stack(means).mean()
+            sizes = torch.stack([group.sum() for group in groups])
+            sums = torch.stack([torch.where(group, error, 0.0).sum() for group in groups])
+            # The mean over the groups that are not empty.
+            mean = (sums / sizes.clamp(min=1)).sum() / (sizes > 0).sum().clamp(min=1)
+            losses["cue"] = self.weight * mean
         if self.past.active:
             ended = torch.zeros_like(start)
             none = features.new_zeros(*start.shape, 0)

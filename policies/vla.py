@@ -174,7 +174,14 @@ class VLA(nn.Module):
             state: As `initial_state` or the last call returned it.
             start: Where an episode begins.
             generator: Of the noise.
+
+        Raises:
+            InvalidValueError: If a number is not finite: the memory would keep it.
         """
+        for name in ("proprioception", "objects", "oracle"):
+            if not (seen := getattr(sight, name)).isfinite().all():
+                bad = seen[~seen.isfinite()][0].item()
+                raise InvalidValueError(name, bad, "finite numbers")
         present = self.perception(sight)
         fused: Any
         fused, memory = self.memory.step(present, state.memory, start)  # type: ignore[arg-type]

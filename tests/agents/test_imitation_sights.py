@@ -180,6 +180,15 @@ def test_quantiles_are_of_all_frames(source: Demonstrations) -> None:
     assert (low < high).all()
 
 
+def test_a_number_that_seldom_moves_still_moves(source: Demonstrations) -> None:
+    vocabulary = vocabulary_of(source)
+    (episode,) = load(source, vocabulary, sizes_of(source, vocabulary), limit=1)
+    action = torch.zeros(1000, 2)
+    action[:8, 0] = 1.0  # a trigger, pulled in fewer than 1 % of the frames
+    low, high = quantiles_of([episode._replace(action=action)])
+    assert low.tolist() == [0.0, 0.0] and high.tolist() == [1.0, 0.0]
+
+
 def test_what_objects_in_view_have_in_common_stays_as_it_is(source: Demonstrations) -> None:
     vocabulary = vocabulary_of(source)
     (episode,) = load(source, vocabulary, sizes_of(source, vocabulary, objects=True), limit=1)

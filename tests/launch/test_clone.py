@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engram.agents.imitation import Imitation
+from engram.envs.manipulation.environment import make_task
 from engram.kernels.errors import EngramError
 from engram.launch.clone_config import compose_clone
 from engram.launch.clone_run import clone_job, load_clone
@@ -66,7 +67,7 @@ def test_a_study_leaves_table_figure_and_report(study: Path) -> None:
     assert all(row["episodes"] == 2 and row["updates"] == 4 for row in found)
     none, gru = found[0], found[2]
     assert none["memory_bytes"] == 0 < gru["memory_bytes"]
-    assert none["parameters"] < gru["parameters"]
+    assert gru["parameters"] - none["parameters"] == gru["memory_parameters"] > 0
     run = study / "remember_color" / "gru" / "seed0"
     assert [line["updates"] for line in lines(run)] == [2, 4]
     assert {"action", "cue", "success", "first_choice", "gradient_norm"} <= lines(run)[0].keys()
@@ -238,6 +239,22 @@ def test_every_study_names_tasks_and_different_memories() -> None:
         trees = [settings.trees[settings.tasks[0], memory] for memory in settings.memories]
         streams = [json.dumps(tree["streams"], sort_keys=True) for tree in trees]
         assert len(set(streams)) == len(streams)
+
+
+HELD: dict[str, Callable[[dict[str, Any]], int]] = {
+    "history": lambda layer: layer["window"],
+    "hcam": lambda layer: layer["chunk"] * layer["capacity"],
+    "memo": lambda layer: layer["segment"] * layer["capacity"],
+}
+"""Steps that the memories which forget the oldest step hold, given their layer."""
+
+
+def test_no_memory_of_a_study_is_too_small_for_the_episodes_that_it_is_judged_by() -> None:
+    settings = compose_clone(["study=manipulation", f"memory=[{','.join(HELD)}]"])
+    for (name, memory), tree in settings.trees.items():
+        task, longest = tree["task"], max(tree["task"]["gaps"])
+        steps = make_task(task["name"], **{**task["settings"], "gap": [longest, longest]}).limit
+        assert HELD[memory](tree["streams"]["memory"]["layer"]) >= steps, (name, memory, steps)
 
 
 def test_keys_are_those_of_the_task_and_the_memory_that_were_chosen() -> None:

@@ -228,6 +228,25 @@ def test_a_filter_that_is_unknown_is_refused(copy: Path) -> None:
         PretrainedVision(32, 0, path=str(copy))
 
 
+def test_images_that_the_folder_does_not_normalise_are_left_as_they_are(copy: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    path = copy / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_normalize": False}))
+    encoder, given = PretrainedVision(32, 0, path=str(copy)), images(size=32)
+    processor = AutoImageProcessor.from_pretrained(copy)
+    wanted = torch.as_tensor(np.stack(processor(images=list(given.numpy()))["pixel_values"]))
+    torch.testing.assert_close(encoder.prepare(given), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("setting", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}])
+def test_pixels_of_another_scale_are_refused(copy: Path, setting: dict[str, Any]) -> None:
+    path = copy / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    with pytest.raises(DataError, match=r"rescales pixels by .*; allowed: by 1/255"):
+        PretrainedVision(32, 0, path=str(copy))
+
+
 def test_what_encodes_no_images_is_refused(encoders: dict[str, Path], tmp_path: Path) -> None:
     import transformers as hf
 

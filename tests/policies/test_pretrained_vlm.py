@@ -153,6 +153,11 @@ def test_half_precision_stays_inside(vlms: dict[str, Path]) -> None:
     torch.testing.assert_close(found.cognitive, wanted.cognitive, rtol=0.05, atol=0.1)
 
 
+def test_half_precision_is_not_trained(vlms: dict[str, Path]) -> None:
+    with pytest.raises(InvalidValueError, match="bfloat16 is True; allowed: False where"):
+        build(vlms["qwen"], bfloat16=True, trained=True)
+
+
 def test_what_is_felt_is_standardized(vlms: dict[str, Path]) -> None:
     mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 0.0])
     nothing = torch.zeros(0), torch.zeros(0)

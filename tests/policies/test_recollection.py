@@ -207,3 +207,14 @@ def test_frames_that_show_the_cue_weigh_as_much_as_all_others(
     sight = random_sight(sight_size(), T, B)
     loss = recollection(streams(perception), sight, cue, starts(), shown=shown)["cue"]
     assert loss.item() == pytest.approx((9.0 + 1.0) / 2)
+
+
+def test_where_no_frame_shows_the_cue_all_others_are_the_mean(
+    perception: Perception, sight_size: Sizes, random_sight: Sights
+) -> None:
+    recollection = Recollection(perception, CUES)
+    sight, cue = random_sight(sight_size(), T, B), torch.ones(T, B, CUES)
+    seen, nowhere = streams(perception), torch.zeros(T, B, dtype=torch.bool)
+    whole = recollection(seen, sight, cue, starts())["cue"]
+    split = recollection(seen, sight, cue, starts(), shown=nowhere)["cue"]
+    torch.testing.assert_close(whole, split)

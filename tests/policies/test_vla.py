@@ -304,6 +304,17 @@ def test_the_same_generator_draws_the_same_actions(
     assert torch.equal(actions[0], actions[1]) and not torch.equal(actions[0], actions[2])
 
 
+@pytest.mark.parametrize("part", ["proprioception", "objects", "oracle"])
+def test_numbers_that_are_none_are_refused_before_they_are_remembered(
+    part: str, small_vla: Make, sight_size: Make, random_sight: Make
+) -> None:
+    sizes = sight_size(objects=(2, 3), oracle=2)
+    policy, sight = small_vla(sizes), random_sight(sizes, B)
+    getattr(sight, part).view(-1)[1] = float("nan")
+    with pytest.raises(InvalidValueError, match=f"{part} is nan; allowed: finite numbers"):
+        policy.act(sight, policy.initial_state(B), begun())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
