@@ -252,5 +252,5 @@ def _digest(episodes: list[Demonstration]) -> Tensor:
         images = {name: image[:1] for name, image in episode.sight.images.items()}
         episode = episode._replace(sight=episode.sight._replace(images=images))
         for _, part in states.leaves(episode):
-            crc = zlib.crc32(part.contiguous().numpy(), crc)
+            crc = zlib.crc32(part.contiguous().numpy().data, crc)
     return torch.tensor([crc])

@@ -77,7 +77,6 @@ def evaluate_in_simulation(
         sight = sight_of(observation, words, policy.perception.sizes)
         sight = states.tree_map(lambda part: part.to(device), sight)
         action, state = policy.act(sight, state, start, generator)
-        # The simulator refuses what is out of its range; quantiles of demonstrations never are.
         observation, _, terminated, truncated, info = worlds.step(action.cpu())
         start = (terminated | truncated).to(device)
         length += 1

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from engram.launch.clone_check import check_clone
 from engram.launch.clone_config import CloneSettings, compose_clone
 from engram.launch.clone_figure import draw
 from engram.launch.clone_results import (
@@ -17,8 +18,9 @@ from engram.launch.clone_results import (
 )
 from engram.launch.clone_run import clone_job
 from engram.launch.compare import show
+from engram.launch.config import UsageError
 from engram.launch.demos import record_into
-from engram.launch.files import write, write_json
+from engram.launch.files import read_json, write, write_json
 from engram.launch.folder import check
 from engram.launch.jobs import run_jobs
 from engram.launch.report import clone_page
@@ -52,6 +54,9 @@ def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
     Raises:
         EngramError: If a folder holds another run; nothing is recorded then.
     """
+    for tree in settings.trees.values():
+        check_clone(tree)
+    _check_out(settings)
     missing: dict[str, Path] = {}
     for (task, _), tree in settings.trees.items():
         if tree["demonstrations"]["folder"] is None:
@@ -79,6 +84,25 @@ def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
         tree = settings.trees[task, settings.memories[0]]
         record_into(folder, tree, workers=settings.workers, console=console)
     return jobs
+
+
+def _check_out(settings: CloneSettings) -> None:
+    """Check that a table that stands there would not lose lines.
+
+    Raises:
+        UsageError: If it would.
+    """
+    path = settings.out / "results.json"
+    if not path.exists():
+        return
+    before = {(row["task"], row["memory"]) for row in read_json(path)}
+    now = {(tree["task"]["name"], memory) for (_, memory), tree in settings.trees.items()}
+    if lost := sorted(before - now):
+        names = ", ".join(f"{task} {memory}" for task, memory in lost)
+        raise UsageError(
+            f"out: {settings.out} holds results of {names}; allowed: to name these too, or "
+            "another folder"
+        )
 
 
 def _report(settings: CloneSettings, console: Console) -> None:

@@ -21,6 +21,7 @@ from engram.launch.clone_build import (
     build_worlds,
     read_lesson,
 )
+from engram.launch.clone_check import check_lesson
 from engram.launch.files import read_json, write_json
 from engram.launch.folder import CHECKPOINT, check, claim, forget_after, locked, read_config
 from engram.launch.training import Job, metrics
@@ -59,6 +60,7 @@ def clone_job(
         if job.resume and done.exists():
             return read_json(done)
         lesson = read_lesson(job.tree, Path(job.tree["demonstrations"]["folder"]))
+        check_lesson(job.tree, lesson)
         imitation = build_imitation(
             job.tree, lesson, device=torch.device(job.device), seed=job.seed
         )

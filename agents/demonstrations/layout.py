@@ -45,6 +45,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def partials(folder: Path) -> list[Path]:
+    """List what killed writers had begun; files of others are none of these."""
+    mine = (".pending", "meta", "data", "videos")
+    return [path for name in mine for path in (folder / name).rglob(".*.partial")]
+
+
 def _sync(folder: Path) -> None:
     """Make a new name survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

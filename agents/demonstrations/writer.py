@@ -73,17 +73,19 @@ class DemonstrationWriter:
 
     def _resume(self) -> None:
         """Open or create the data set and count what is there."""
-        for path in self.folder.rglob(".*.partial"):  # what a killed writer had begun
-            path.unlink()
+        begun = layout.partials(self.folder)
         if (self.folder / layout.INFO).exists():
             self._info = layout.read_info(self.folder)
             self._check_same()
         else:
             # An empty `meta` is what a writer killed at its very beginning leaves.
-            if any(path.is_file() for path in self.folder.rglob("*")):
+            files = (path for path in self.folder.rglob("*") if path.is_file())
+            if any(path not in begun for path in files):
                 raise InvalidValueError("folder", str(self.folder), "an empty one, or a data set")
             self._info = self._new_info()
             layout.write_json(self.folder / layout.INFO, self._info)
+        for path in begun:
+            path.unlink(missing_ok=True)
         table = EpisodeTable(self.folder, self._info)
         table.raise_damage()
         self._committed, self._frames = table.count, self._info["total_frames"]
@@ -121,8 +123,12 @@ class DemonstrationWriter:
         seen = from_json(self._info["features"], self.folder / layout.INFO)
         theirs = {key: feature[:2] for key, feature in seen.items() if key not in INDEX}
         ours = {key: feature[:2] for key, feature in self.features.items()}
-        if ours != theirs:
-            raise InvalidValueError("features", ours, f"those of {self.folder}: {theirs}")
+        differing = sorted(
+            key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)
+        )
+        if differing:
+            mine, there = ({key: own.get(key) for key in differing} for own in (ours, theirs))
+            raise InvalidValueError("features", mine, f"those of {self.folder}: {there}")
         for name, value in (("fps", self.fps), ("robot_type", self.robot_type)):
             if value != self._info.get(name):
                 allowed = f"that of {self.folder}: {self._info.get(name)!r}"

@@ -154,3 +154,17 @@ def test_a_closed_writer_takes_no_more(writer, make):
     with pytest.raises(AssertionError, match="closed"):
         writer.add(make(0))
     writer.close()
+
+
+def test_files_of_others_stay(tmp_path, features):
+    other = tmp_path / ".download" / ".film.partial"
+    other.parent.mkdir()
+    other.write_text("half a film")
+    with pytest.raises(InvalidValueError, match="allowed: an empty one, or a data set"):
+        DemonstrationWriter(tmp_path, features=features)
+    assert other.read_text() == "half a film"
+    begun = tmp_path / "data" / "meta" / ".info.json.7.partial"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("{")
+    DemonstrationWriter(tmp_path / "data", features=features).close()
+    assert not begun.exists()

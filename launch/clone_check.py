@@ -1,0 +1,112 @@
+"""What is wrong with `engram clone` is said before hours are spent on it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+
+from engram.agents.demonstrations.recording import features_of
+from engram.agents.imitation_batches import Demonstration
+from engram.agents.imitation_sights import statistics_of
+from engram.envs.manipulation import ManipulationEnv
+from engram.envs.manipulation.environment import make_task
+from engram.kernels.errors import DataError, InvalidValueError
+from engram.launch.clone_build import Lesson, build_imitation, build_world
+from engram.launch.config import UsageError
+from engram.policies.language import Vocabulary
+from engram.policies.perception import Sight, SightSize
+
+_FRAMES = 8
+
+
+def check_clone(tree: dict[str, Any]) -> None:
+    """Build everything that a run will build, from one invented demonstration.
+
+    Raises:
+        EngramError: On the first setting that cannot work.
+    """
+    check_gaps(tree["task"])
+    folder = tree["demonstrations"]["folder"]
+    if folder is not None and not (isinstance(folder, str) and Path(folder).is_dir()):
+        raise UsageError(f"demonstrations.folder: {folder!r}; allowed: a folder, or null")
+    world = build_world(tree)
+    try:
+        lesson = _invented(tree, world)
+    finally:
+        world.close()
+    build_imitation(tree, lesson, device=torch.device("cpu"), seed=0)
+
+
+def check_gaps(task: dict[str, Any]) -> None:
+    """Check the gaps at which a task is evaluated.
+
+    Raises:
+        InvalidValueError: If they are not different whole numbers that the task can have.
+    """
+    gaps = task["gaps"]
+    whole = all(isinstance(gap, int) and not isinstance(gap, bool) and gap >= 0 for gap in gaps)
+    if not gaps or not whole or len(set(gaps)) < len(gaps):
+        raise InvalidValueError("task.gaps", gaps, "one or more different whole numbers, >= 0")
+    for gap in gaps:
+        make_task(task["name"], **{**task["settings"], "gap": [gap, gap]})
+
+
+def check_lesson(tree: dict[str, Any], lesson: Lesson) -> None:
+    """Check that demonstrations are of the robot and the task that will judge the policy.
+
+    Raises:
+        DataError: If they are not.
+    """
+    world = build_world(tree, oracle=tree["policy"]["told"])
+    try:
+        mine, instruction = _sizes(tree, world, lesson.vocabulary), world.task.instruction
+        space = world.action_space
+    finally:
+        world.close()
+    low, high = lesson.scale
+    assert isinstance(space, spaces.Box)
+    where = f"{tree['demonstrations']['folder']} is judged in the task {tree['task']['name']}, but"
+    for name, theirs, ours in zip(SightSize._fields, lesson.sizes, mine, strict=True):
+        if theirs != ours:
+            raise DataError(f"{where} {name} is {theirs}; allowed: {ours}")
+    if tuple(low.shape) != space.shape:
+        raise DataError(f"{where} an action has {len(low)} numbers; allowed: {space.shape[0]}")
+    least, most = float(low.min()), float(high.max())
+    if least < space.low.min() or most > space.high.max():
+        raise DataError(f"{where} actions reach from {least:g} to {most:g}; allowed: -1 to 1")
+    lesson.vocabulary.encode([instruction])
+
+
+def _sizes(tree: dict[str, Any], world: ManipulationEnv, vocabulary: Vocabulary) -> SightSize:
+    sight, space = tree["demonstrations"], world.observation_space
+    objects = space["objects"].shape if sight["objects"] else (0, 0)  # type: ignore[index]
+    return SightSize(
+        cameras=tuple(sorted(world.senses.cameras)),
+        image=sight["image"] if world.senses.cameras else 0,
+        proprioception=space["proprioception"].shape[0],  # type: ignore[index]
+        words=len(vocabulary.words),
+        length=vocabulary.length,
+        objects=(int(objects[0]), int(objects[1])),
+        oracle=world.task.hints if tree["policy"]["told"] else 0,
+    )
+
+
+def _invented(tree: dict[str, Any], world: ManipulationEnv) -> Lesson:
+    """Return what demonstrations of a world would teach, without making one."""
+    vocabulary = Vocabulary.of({world.task.instruction})
+    sizes = _sizes(tree, world, vocabulary)
+    (actions,) = features_of(world)["action"].shape
+    side, frames = sizes.image, _FRAMES
+    sight = Sight(
+        {c: torch.zeros(frames, side, side, 3, dtype=torch.uint8) for c in sizes.cameras},
+        torch.zeros(frames, sizes.proprioception),
+        vocabulary.encode([world.task.instruction]).expand(frames, -1),
+        torch.zeros(frames, *sizes.objects),
+        torch.zeros(frames, sizes.oracle),
+    )
+    nothing = torch.zeros(frames)
+    cue = torch.full((frames, world.task.hints), float("nan"))
+    episode = Demonstration(sight, torch.zeros(frames, actions), cue, nothing, nothing)
+    scale = -torch.ones(actions), torch.ones(actions)
+    return Lesson([episode], vocabulary, sizes, scale, statistics_of([episode]))
