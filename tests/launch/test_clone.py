@@ -158,6 +158,12 @@ def test_a_damaged_run_is_refused(
         (run / "sight.json").write_text(content)
         assert "sight.json" in refused(capsys, *film)
     (run / "sight.json").write_text(whole)
+    config = read_json(run / "config.json")
+    without = {k: v for k, v in config["tree"].items() if k != "task"}
+    for tree in ({}, without, {**config["tree"], "policy": {}}, {**config["tree"], "streams": []}):
+        (run / "config.json").write_text(json.dumps({**config, "tree": tree}))
+        assert "config.json is damaged" in refused(capsys, *film)
+    (run / "config.json").write_text(json.dumps(config))
     path = run / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert "damaged" in refused(capsys, *film)
@@ -174,6 +180,7 @@ def test_a_damaged_run_is_refused(
         (["size=bsae"], "did you mean base"),
         (["polcy.chunk=4"], "did you mean policy"),
         (["nonsense"], "key=value"),
+        (["~evaluation.final=1"], "'~evaluation.final=1' takes a key away"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(
@@ -199,6 +206,11 @@ def test_wrong_arguments_are_refused_in_one_line(
         ("streams.width=x", "streams.width"),
         ("seeds=[0,0]", "seeds"),
         ("device=tpu", "device"),
+        ("policy.expert.width=0", "width is 0; allowed: 1 or more"),
+        ("+streams.foo=1", "unexpected keyword argument 'foo'"),
+        ("+policy.expert.foo=1", "unexpected keyword argument 'foo'"),
+        ("+batches.foo=1", "unexpected keyword argument 'foo'"),
+        ("+recollection.foo=1", "unexpected keyword argument 'foo'"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(
