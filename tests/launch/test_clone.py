@@ -133,6 +133,20 @@ def test_a_finished_study_is_reported_again(copy: Path, tiny: list[str]) -> None
 
 
 @pytest.mark.slow
+def test_a_damaged_evaluation_is_not_reported(
+    copy: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in copy.glob("remember_color/*/seed0"):
+        facts = read_json(run / "config.json")
+        folder = copy / "demonstrations" / "remember_color"
+        facts["tree"]["demonstrations"]["folder"] = str(folder)
+        (run / "config.json").write_text(json.dumps(facts))
+    (copy / "remember_color" / "gru" / "seed0" / "evaluation.json").write_text("{}")
+    error = refused(capsys, *STUDY, *tiny, f"out={copy}", "resume=true").splitlines()[-1]
+    assert "gru/seed0/evaluation.json is damaged: chance is None" in error
+
+
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_refused(
     study: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
