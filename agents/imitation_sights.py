@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from engram.agents.demonstrations.feature import image_size
+from engram.agents.demonstrations.feature import FLOATS, NUMBERS, image_size
 from engram.agents.demonstrations.reader import Demonstrations
 from engram.agents.demonstrations.recording import DECISION, HIDDEN, OBJECTS, SHOWN, STATE
 from engram.agents.imitation_batches import Demonstration
@@ -30,13 +30,16 @@ def sizes_of(
         told: Whether it is told what the others must remember.
 
     Raises:
-        DataError: If the data set lacks a column, or its images are of several sizes.
+        DataError: If the data set lacks a column, one that must hold numbers has another type or
+            shape, or its images are of several sizes.
     """
     features = source.features
     needed = [STATE, "action", *([OBJECTS] if objects else []), *([HIDDEN] if told else [])]
     for name in needed:
         if name not in features:
             raise DataError(f"{source.folder} has no column {name}; it has {sorted(features)}")
+    for name in needed:
+        _check_numbers(source, name, dimensions=2 if name == OBJECTS else 1)
     cameras = () if objects else tuple(sorted(n for n in features if n.startswith(IMAGES)))
     if not objects and not cameras:
         raise DataError(f"{source.folder} has no images ({IMAGES}…); it has {sorted(features)}")
@@ -54,6 +57,18 @@ def sizes_of(
         objects=(table[0], table[1]),
         oracle=features[HIDDEN].shape[0] if told else 0,
     )
+
+
+def _check_numbers(source: Demonstrations, name: str, *, dimensions: int) -> None:
+    """Refuse a column that does not hold so many dimensions of numbers per frame."""
+    dtype, shape, _ = source.features[name]
+    known = ("float16", *FLOATS, *NUMBERS)
+    if dtype not in known:
+        allowed = ", ".join(known)
+        raise DataError(f"{source.folder}: dtype of {name} is {dtype!r}; allowed: {allowed}")
+    if len(shape) != dimensions:
+        seen = f"shape of {name} is {list(shape)}"
+        raise DataError(f"{source.folder}: {seen}; allowed: {dimensions} dimension(s)")
 
 
 def load(

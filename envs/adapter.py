@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -82,8 +83,9 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         device: torch.device | str = "cpu",
         seed: int = 0,
     ):
-        if num_envs < 1:
-            raise InvalidValueError("num_envs", num_envs, "1 or more")
+        whole = isinstance(num_envs, numbers.Integral) and not isinstance(num_envs, bool)
+        if not whole or num_envs < 1:
+            raise InvalidValueError("num_envs", num_envs, "1 or more, a whole number")
         if episodes_per_trial < 1:
             raise InvalidValueError("episodes_per_trial", episodes_per_trial, "1 or more")
         make = (
@@ -134,9 +136,14 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         return self.tensors(observation), {}
 
     def step(self, actions: Any) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Act in every copy; those that end restart in the same call."""
+        """Act in every copy; those that end restart in the same call.
+
+        Raises:
+            InvalidValueError: If there is not one action per copy, each of the shape of the space.
+        """
         if isinstance(actions, Tensor):
             actions = actions.numpy(force=True)
+        self.check_shape(actions)
         observation, reward, terminated, truncated, info = self.vector.step(actions)
         done = torch.as_tensor(terminated | truncated, device=self.device)
         self.episodes = torch.where(
@@ -152,6 +159,16 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
             torch.as_tensor(truncated, device=self.device),
             report,
         )
+
+    def check_shape(self, actions: Any) -> None:
+        """Refuse actions that are too many, too few or of another shape."""
+        allowed = f"{self.action_space.shape}: {self.num_envs} actions"
+        try:
+            shape = np.shape(actions)
+        except ValueError:
+            raise InvalidValueError("shape of the actions", "uneven", allowed) from None
+        if shape != self.action_space.shape:
+            raise InvalidValueError("shape of the actions", shape, allowed)
 
     def measure(self, name: str, info: dict[str, Any]) -> Tensor:
         """Read a number from the copies' info, of the old episode where one just ended."""

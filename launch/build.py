@@ -20,8 +20,8 @@ from engram.agents.seeds import derive
 from engram.agents.training import Training, build_policy
 from engram.agents.workers import Workers
 from engram.envs.vector import Stream
-from engram.kernels.errors import EngramError
-from engram.launch.config import ray_settings
+from engram.kernels.errors import EngramError, one_line
+from engram.launch.config import UsageError, ray_settings
 from engram.policies import ActorCritic
 
 EVALUATION_SEED = 1_000_003
@@ -64,7 +64,7 @@ def build_agent(tree: dict[str, Any], stream: Stream, seed: int) -> ActorCritic:
             **tree["policy"],
         )
 
-    with _plain_errors(tree["memory"]["_target_"]):
+    with plain_errors(tree["memory"]["_target_"]):
         return build_policy(seed, make).to(stream.device)
 
 
@@ -125,13 +125,18 @@ def _build_share(
 
 def instantiate_plainly(settings: dict[str, Any], **more: Any) -> Any:
     """Call Hydra's instantiate, and hand on the error that says what is wrong."""
-    with _plain_errors(settings["_target_"]):
+    with plain_errors(settings["_target_"]):
         return instantiate(settings, **more)
 
 
 @contextmanager
-def _plain_errors(target: str) -> Iterator[None]:
-    """Turn Hydra's wrapping of a wrong setting into one line that names it."""
+def plain_errors(target: str) -> Iterator[None]:
+    """Turn Hydra's wrapping of a wrong setting into one line that names it.
+
+    Raises:
+        EngramError: As raised within; a UsageError in place of what Python or Hydra raises on a
+            wrong setting.
+    """
     try:
         yield
     except (InstantiationException, TypeError, ValueError, RuntimeError) as error:
@@ -139,5 +144,5 @@ def _plain_errors(target: str) -> Iterator[None]:
         if isinstance(cause, EngramError):
             raise cause from None
         if isinstance(cause, _WRONG_SETTINGS):
-            raise EngramError(" ".join(f"{target}: {cause}".split())) from cause
+            raise UsageError(f"{target}: {one_line(cause)}") from cause
         raise

@@ -19,7 +19,7 @@ from engram.agents.seeds import derive
 from engram.agents.training import build_policy
 from engram.envs.manipulation import Manipulation, ManipulationEnv, make_task
 from engram.kernels.errors import DataError
-from engram.launch.build import instantiate_plainly
+from engram.launch.build import instantiate_plainly, plain_errors
 from engram.policies.action_scale import ActionScale
 from engram.policies.language import Vocabulary
 from engram.policies.perception import Perception, SightSize, SightStatistics
@@ -75,7 +75,11 @@ def build_vla(
     seed: int,
     statistics: SightStatistics | None = None,
 ) -> VLA:
-    """Build a policy with the initial weights of its seed."""
+    """Build a policy with the initial weights of its seed.
+
+    Raises:
+        EngramError: If a part does not take its settings.
+    """
     settings = tree["policy"]
 
     def make() -> VLA:
@@ -98,7 +102,8 @@ def build_vla(
             guidance=settings["guidance"],
         )
 
-    return build_policy(seed, make)
+    with plain_errors("policy"):  # what is a partial is called in there
+        return build_policy(seed, make)
 
 
 def build_imitation(
@@ -107,13 +112,16 @@ def build_imitation(
     """Build a run at its first update."""
     policy = build_vla(tree, lesson.sizes, lesson.scale, seed, lesson.statistics).to(device)
     cues = lesson.episodes[0].cue.shape[1]
-    recollection = build_policy(
-        derive(seed, "recollection"),
-        lambda: Recollection(policy.perception, cues, **tree["recollection"]),
-    ).to(device)
-    batches: Batches = instantiate_plainly(tree["batches"])(
-        lesson.episodes, chunk=tree["policy"]["chunk"], seed=derive(seed, "batches")
-    )
+    with plain_errors("recollection"):
+        recollection = build_policy(
+            derive(seed, "recollection"),
+            lambda: Recollection(policy.perception, cues, **tree["recollection"]),
+        ).to(device)
+    make = instantiate_plainly(tree["batches"])
+    with plain_errors("batches"):
+        batches: Batches = make(
+            lesson.episodes, chunk=tree["policy"]["chunk"], seed=derive(seed, "batches")
+        )
     settings = instantiate_plainly(tree["imitation"])
     return Imitation(policy, recollection, batches, settings, seed=seed)
 

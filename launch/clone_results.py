@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engram.kernels.errors import DataError
 from engram.launch.evaluation import interval
 from engram.launch.files import read_json
 from engram.launch.folder import read_metrics
@@ -51,14 +52,23 @@ class Learning(NamedTuple):
 def findings(
     folder: Path, tasks: list[str], memories: list[str], seeds: list[int]
 ) -> list[Finding]:
-    """Read the evaluations of a study."""
+    """Read the evaluations of a study.
+
+    Raises:
+        DataError: If one is missing or damaged, or seeds were evaluated at different gaps.
+    """
     found = []
     for task in tasks:
         for memory in memories:
             facts = [
-                read_json(run_folder(folder / task, memory, seed) / "evaluation.json")
+                _evaluation(run_folder(folder / task, memory, seed) / "evaluation.json")
                 for seed in seeds
             ]
+            if any(fact["gaps"].keys() != facts[0]["gaps"].keys() for fact in facts):
+                seen = {seed: list(fact["gaps"]) for seed, fact in zip(seeds, facts, strict=True)}
+                raise DataError(
+                    f"{folder / task / memory}: gaps by seed are {seen}; allowed: the same"
+                )
             for gap in facts[0]["gaps"]:
                 at = [fact["gaps"][gap] for fact in facts]
                 successes = [one["success"] for one in at]
@@ -83,6 +93,26 @@ def findings(
                     )
                 )
     return found
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    """Read the evaluation of a run, and check that it has what a finding needs."""
+    facts = read_json(path)
+    numbers = ("chance", "parameters", "memory_parameters", "updates", "seconds")
+    _check_numbers(path, facts, numbers)
+    gaps = facts.get("gaps")
+    if not isinstance(gaps, dict) or not gaps or not all(gap.isdecimal() for gap in gaps):
+        raise DataError(f"{path} is damaged: gaps is {gaps!r}; allowed: findings by gap")
+    for found in gaps.values():
+        _check_numbers(path, found, ("success", "first_choice", "episodes", "memory_bytes"))
+    return facts
+
+
+def _check_numbers(path: Path, facts: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = facts.get(name) if isinstance(facts, dict) else None
+        if not isinstance(value, int | float):
+            raise DataError(f"{path} is damaged: {name} is {value!r}; allowed: a number")
 
 
 def learning(

@@ -192,6 +192,9 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
         DataError: If the folder holds no such run, or a damaged one.
     """
     tree = read_config(folder)["tree"]
+    for name in ("task", "demonstrations", "streams", "policy"):
+        if not isinstance(tree.get(name), dict):
+            raise DataError(f"{folder / 'config.json'} is damaged: it has no settings of {name}")
     facts = read_json(folder / SIGHT)
     try:
         if facts["format"] != FORMAT:
@@ -203,7 +206,13 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
         raise DataError(f"{folder / SIGHT} is damaged: {error}") from None
     tensors, _ = checkpoint.read(folder / CHECKPOINT, device)
     average = checkpoint.part(checkpoint.part(tensors, "average"), "module")
-    scale = (average["scale.low"], average["scale.high"])
-    policy = build_vla(tree, sizes, scale, 0).to(device)
+    try:
+        scale = (average["scale.low"], average["scale.high"])
+    except KeyError as error:
+        raise DataError(f"{folder / CHECKPOINT} is damaged: it has no {error}") from None
+    try:
+        policy = build_vla(tree, sizes, scale, 0).to(device)
+    except KeyError as error:
+        raise DataError(f"{folder / 'config.json'} is damaged: it has no {error}") from None
     checkpoint.load_module(policy, average, folder / CHECKPOINT)
     return Cloned(policy.eval(), vocabulary), tree

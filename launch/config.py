@@ -172,13 +172,15 @@ def check_keys(
         groups: Keys that choose files.
 
     Raises:
-        UsageError: On the first key that does not exist.
+        UsageError: On the first key that does not exist, or is to be taken away.
     """
     chosen = chosen + _groups(arguments, groups)
     tree: Any = None
     for argument in arguments:
         key = argument.partition("=")[0]
-        if key in groups or key.startswith("~"):
+        if key.startswith("~"):
+            raise UsageError(f"{argument!r} takes a key away; allowed: to set it, key=value")
+        if key in groups:
             continue
         if key.startswith("+"):  # a key of a callable that no file lists; the rest is in a file
             key = key.lstrip("+")

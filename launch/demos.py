@@ -17,7 +17,7 @@ from engram.agents.demonstrations import DemonstrationWriter, Episode
 from engram.agents.demonstrations.recording import features_of, record
 from engram.envs.manipulation import ManipulationEnv
 from engram.envs.processes import without_sigint
-from engram.kernels.errors import EngramError
+from engram.kernels.errors import DataError, EngramError
 from engram.launch.clone_build import build_world
 from engram.launch.clone_config import compose_clone
 from engram.launch.config import UsageError
@@ -52,7 +52,7 @@ def demos(arguments: list[str], console: Console) -> int:
     if len(settings.tasks) > 1:
         raise UsageError(f"task is {settings.tasks}; allowed: one")
     (tree,) = (settings.trees[settings.tasks[0], name] for name in settings.memories[:1])
-    out = Path(tree["out"]) if tree["out"] else Path("demos", settings.tasks[0])
+    out = Path(str(tree["out"])) if tree["out"] else Path("demos", settings.tasks[0])
     record_into(out, tree, workers=settings.workers, console=console)
     return 0
 
@@ -66,6 +66,7 @@ def record_into(folder: Path, tree: dict[str, Any], *, workers: int, console: Co
     Raises:
         InvalidValueError: If the folder holds demonstrations with other columns.
         UsageError: If it holds those of another recording.
+        DataError: If what it holds is damaged.
         OracleFailedError: If the scripted policy cannot solve the task.
     """
     wanted = tree["demonstrations"]
@@ -74,15 +75,15 @@ def record_into(folder: Path, tree: dict[str, Any], *, workers: int, console: Co
     with DemonstrationWriter(folder, features=features_of(env), robot_type=ROBOT) as writer:
         _claim(folder, tree, begun=writer.episodes > 0)
         missing = range(writer.episodes, wanted["episodes"])
-        if not missing:
-            return
-        with _recorder(make, wanted, min(workers, len(missing))) as each:
-            title = f"recording {tree['task']['name']}"
-            for episode in track(
-                each(missing), title, total=len(missing), console=console, transient=True
-            ):
-                writer.add(episode)
-    console.print(f"{wanted['episodes']} demonstrations in {folder}")
+        if missing:
+            with _recorder(make, wanted, min(workers, len(missing))) as each:
+                title = f"recording {tree['task']['name']}"
+                for episode in track(
+                    each(missing), title, total=len(missing), console=console, transient=True
+                ):
+                    writer.add(episode)
+        held = writer.episodes
+    console.print(f"{held} demonstrations in {folder}")
 
 
 def _claim(folder: Path, tree: dict[str, Any], *, begun: bool) -> None:
@@ -96,6 +97,8 @@ def _claim(folder: Path, tree: dict[str, Any], *, begun: bool) -> None:
     if not path.exists():
         raise UsageError(f"out: {folder} holds demonstrations that engram did not record")
     theirs = read_json(path)
+    if not isinstance(theirs, dict):
+        raise DataError(f"{path} is damaged: it holds no JSON object")
     for key in sorted(theirs.keys() | mine.keys()):
         if theirs.get(key) != mine.get(key):
             raise UsageError(

@@ -38,6 +38,8 @@ def film(arguments: list[str], console: Console) -> int:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key in own:
+            if not value:
+                raise UsageError(f"argument {argument!r} names nothing; allowed: {key}=value")
             own[key] = value
         else:
             rest.append(argument)
@@ -58,8 +60,11 @@ def film(arguments: list[str], console: Console) -> int:
         env = _world(settings.trees[settings.tasks[0], settings.memories[0]])
         oracle = Oracle(seed=seed)
         act = lambda _: oracle.act(env)  # noqa: E731
-    frames, info = play(env, act, seed)
-    with whole_file(out) as file:
+    if out.is_dir():
+        raise InvalidValueError("out", str(out), "a file, no folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(out) as file:  # open before the episode, which would else be played for nothing
+        frames, info = play(env, act, seed)
         encode(file, frames, out.suffix)
     choice = info["first_choice_correct"]
     console.print(

@@ -107,6 +107,8 @@ class ActionExpert(nn.Module):
         super().__init__()
         if chunk < 1:
             raise InvalidValueError("chunk", chunk, "1 or more")
+        if width < 1:
+            raise InvalidValueError("width", width, "1 or more")
         if heads < 1 or width % heads or width % 2:
             raise InvalidValueError("heads", heads, f"divisors of width = {width}, which is even")
         if depth < 1:

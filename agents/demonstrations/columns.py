@@ -48,7 +48,7 @@ def from_arrow(column: Any, feature: Feature, length: int) -> np.ndarray:
     """Return `length` entries of an Arrow column as an array [T, *shape].
 
     Raises:
-        DataError: If entries are missing or do not have the shape.
+        DataError: If entries are missing, no numbers, or do not have the shape.
     """
     pa = arrow()
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -68,6 +68,8 @@ def from_arrow(column: Any, feature: Feature, length: int) -> np.ndarray:
     if feature.dtype == "string":
         return np.array(values.to_pylist(), dtype=str).reshape(length, *feature.shape)
     numbers = values.to_numpy(zero_copy_only=False)
+    if numbers.dtype.kind not in "biuf":
+        raise DataError(f"its entries are {values.type}; allowed: numbers ({feature.dtype})")
     # A copy: what Arrow maps is read-only.
     return numbers.astype(feature.dtype).reshape(length, *feature.shape)
 

@@ -73,13 +73,22 @@ class FrameFile:
             raise DataError(f"{path} is damaged: {one_line(error)}") from error
         if index.num_columns < 3:
             raise DataError(f"{path} is damaged: its columns are {self._file.schema_arrow.names}")
-        self._episode = index["episode_index"].to_numpy()
-        self._frame = index["frame_index"].to_numpy()
-        self._time = index["timestamp"].to_numpy()
+        self._episode = self._numbers(index, "episode_index", "iu")
+        self._frame = self._numbers(index, "frame_index", "iu")
+        self._time = self._numbers(index, "timestamp", "iuf")
         sizes = [groups.row_group(group).num_rows for group in range(groups.num_row_groups)]
         self._ends = np.cumsum(sizes)
         first = np.flatnonzero(np.diff(self._episode, prepend=self._episode[:1] - 1))
         self._first = dict(zip(self._episode[first].tolist(), first.tolist(), strict=True))
+
+    def _numbers(self, table: Any, key: str, kinds: str) -> np.ndarray:
+        """Return a column of the index, of one of NumPy's kinds."""
+        column = table[key].to_numpy()
+        if column.dtype.kind not in kinds:  # whole numbers of which some are missing are floats
+            seen = f"{table.schema.field(key).type}, {table[key].null_count} entries missing"
+            allowed = "numbers" if "f" in kinds else "whole numbers"
+            raise DataError(f"{self.path} is damaged: {key} is {seen}; allowed: {allowed}")
+        return column
 
     def locate(self, episode: int, length: int) -> tuple[int, Float[np.ndarray, " T"]]:
         """Return the first row of an episode and the time [s] of each of its frames.

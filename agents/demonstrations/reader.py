@@ -203,5 +203,6 @@ def _checked(table: Any, key: str, feature: Feature, wanted: np.ndarray, path: P
     except DataError as error:
         raise DataError(f"{path}: {key}: {error}") from error
     if (bad := not_finite(column)) is not None:
-        raise DataError(f"{path}: {key} at frame {wanted[bad]} is {column[bad].tolist()}")
+        seen = f"{key} at frame {wanted[bad]} is {column[bad].tolist()}"
+        raise DataError(f"{path}: {seen}; allowed: finite numbers")
     return column

@@ -68,7 +68,7 @@ class Manipulation(GymnasiumEnv):
             settings={
                 "task": task,
                 "control": control,
-                "cameras": tuple(cameras),
+                "cameras": cameras,
                 "size": size,
                 "objects": objects,
                 "oracle": oracle,

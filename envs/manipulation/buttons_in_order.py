@@ -8,9 +8,8 @@ import numpy as np
 from engram.envs.manipulation.lamp import LAMP, signal
 from engram.envs.manipulation.motion import hold, press
 from engram.envs.manipulation.props import COLORS, RGB, Button
-from engram.envs.manipulation.task import Goal, Range, Task, check_least, scatter
+from engram.envs.manipulation.task import Goal, Range, Task, check_between, check_least, scatter
 from engram.envs.manipulation.world import World
-from engram.kernels.errors import InvalidValueError
 
 _NAMES = ("red", "green", "blue", "yellow", "magenta", "cyan")
 _LIT: RGB = COLORS["white"]
@@ -51,10 +50,8 @@ class ButtonsInOrder(Task):
         onset: Range = (1, 5),
     ):
         super().__init__(gap=gap, onset=onset)
-        if not 2 <= buttons <= len(_NAMES):
-            raise InvalidValueError("buttons", buttons, f"2 to {len(_NAMES)}")
-        if not 1 <= length <= buttons:
-            raise InvalidValueError("length", length, f"1 to {buttons}, the number of buttons")
+        check_between(2, len(_NAMES), buttons=buttons)
+        check_between(1, buttons, "a whole number, at most that of the buttons", length=length)
         check_least(1, patience=patience)
         self.length = length
         self.facts = math.perm(buttons, length)

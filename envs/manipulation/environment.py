@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from engram.envs.manipulation.camera import shared_camera
 from engram.envs.manipulation.control import Control, EndEffectorControl
-from engram.envs.manipulation.observation import Senses
+from engram.envs.manipulation.observation import Senses, check_cameras
 from engram.envs.manipulation.task import Task
 from engram.envs.manipulation.tasks import TASKS
 from engram.envs.manipulation.world import PERIOD, World
@@ -67,7 +67,7 @@ class ManipulationEnv(gymnasium.Env):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise InvalidValueError("render_mode", render_mode, (None, "rgb_array"))
         self.render_mode = render_mode
-        self.senses = Senses(tuple(cameras), size, objects, oracle, instruction)
+        self.senses = Senses(check_cameras(cameras), size, objects, oracle, instruction)
         self.task = make_task(task, **settings)
         self.world = World(self.task.props)
         self.control = control(self.world)
@@ -104,7 +104,10 @@ class ManipulationEnv(gymnasium.Env):
 
         Raises:
             InvalidValueError: If the action has another shape, is beyond [-1, 1] or not a number.
+            ResetNeeded: Before the first `reset`.
         """
+        if not self.episodes:
+            raise gymnasium.error.ResetNeeded("step came before reset; allowed: reset, then step")
         self.control.act(self._checked(action))
         self.world.step()
         self.task.advance(self.world)
@@ -112,7 +115,7 @@ class ManipulationEnv(gymnasium.Env):
         self.steps += 1
         task = self.task
         terminated = task.succeeded or task.failed
-        truncated = not terminated and self.steps >= task.limit
+        truncated = not terminated and bool(self.steps >= task.limit)
         observation = self.senses.observe(self.world, task)
         return observation, float(task.succeeded), terminated, truncated, self._info()
 

@@ -11,7 +11,7 @@ from engram.envs.manipulation.arm import JOINTS
 from engram.envs.manipulation.camera import shared_camera
 from engram.envs.manipulation.props import KINDS
 from engram.envs.manipulation.scene import CAMERAS
-from engram.envs.manipulation.task import Task
+from engram.envs.manipulation.task import Task, check_between
 from engram.envs.manipulation.world import World
 from engram.kernels.errors import InvalidValueError
 
@@ -37,10 +37,8 @@ class Senses:
     """Whether the instruction is given, as UTF-8 bytes padded with zeros."""
 
     def __post_init__(self):
-        if unknown := [name for name in self.cameras if name not in CAMERAS]:
-            raise InvalidValueError("cameras", unknown[0], CAMERAS)
-        if not 16 <= self.size <= 512:
-            raise InvalidValueError("size", self.size, "16 to 512 pixels")
+        check_cameras(self.cameras)
+        check_between(16, 512, "a whole number of pixels", size=self.size)
 
     def space(self, task: Task) -> spaces.Dict:
         """Return the space of a task's observations."""
@@ -67,6 +65,22 @@ class Senses:
         if self.instruction:
             seen["instruction"] = encode(task.instruction)
         return seen
+
+
+def check_cameras(cameras: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of cameras.
+
+    Raises:
+        InvalidValueError: If they are no sequence of different cameras.
+    """
+    # A string is a sequence of names too, of one letter each.
+    if isinstance(cameras, str) or not isinstance(cameras, Sequence):
+        raise InvalidValueError("cameras", cameras, f"a sequence of names from {CAMERAS}")
+    if unknown := [name for name in cameras if name not in CAMERAS]:
+        raise InvalidValueError("cameras", unknown[0], CAMERAS)
+    if len(set(cameras)) < len(cameras):
+        raise InvalidValueError("cameras", cameras, f"different names from {CAMERAS}")
+    return tuple(cameras)
 
 
 def listed(world: World, alike: Sequence[str] = ()) -> Float[np.ndarray, "K F"]:

@@ -7,9 +7,16 @@ import numpy as np
 from engram.envs.manipulation.lamp import LAMP, signal
 from engram.envs.manipulation.motion import OPEN, carry, hold, over, stay
 from engram.envs.manipulation.props import COLORS, Block, Prop
-from engram.envs.manipulation.task import RIM, Goal, Range, Task, check_least, scatter
+from engram.envs.manipulation.task import (
+    RIM,
+    Goal,
+    Range,
+    Task,
+    check_between,
+    check_least,
+    scatter,
+)
 from engram.envs.manipulation.world import World
-from engram.kernels.errors import InvalidValueError
 
 _MIDDLE = np.array([0.332, 0.0])
 _NEAR = 0.03
@@ -40,8 +47,7 @@ class PutBack(Task):
 
     def __init__(self, *, marks: int = 4, patience: int = 30, gap: Range = (5, 15)):
         super().__init__(gap=gap)
-        if not 2 <= marks <= 6:
-            raise InvalidValueError("marks", marks, "2 to 6")
+        check_between(2, 6, marks=marks)
         check_least(1, patience=patience)
         self.patience = patience
         self.facts = marks

@@ -6,9 +6,8 @@ import numpy as np
 
 from engram.envs.manipulation.motion import approach, hold, over
 from engram.envs.manipulation.props import COLORS, Prop
-from engram.envs.manipulation.task import Goal, Range, Task, check_least, scatter
+from engram.envs.manipulation.task import Goal, Range, Task, check_between, check_least, scatter
 from engram.envs.manipulation.world import World
-from engram.kernels.errors import InvalidValueError
 
 _PALETTE = tuple(COLORS.values())
 _CUBE = (0.02, 0.02, 0.02)
@@ -45,8 +44,7 @@ class RememberColor(Task):
         onset: Range = (1, 5),
     ):
         super().__init__(gap=gap, onset=onset)
-        if not 2 <= colors <= len(_PALETTE):
-            raise InvalidValueError("colors", colors, f"2 to {len(_PALETTE)}")
+        check_between(2, len(_PALETTE), colors=colors)
         check_least(1, cue=cue, patience=patience)
         self.cue = cue
         self.facts = colors

@@ -7,9 +7,8 @@ import numpy as np
 from engram.envs.manipulation.lamp import LAMP, signal
 from engram.envs.manipulation.motion import OPEN, hold, lift_cover, press
 from engram.envs.manipulation.props import COLORS, Button, Cover, Prop
-from engram.envs.manipulation.task import CELLS, Goal, Range, Task, check_least
+from engram.envs.manipulation.task import CELLS, Goal, Range, Task, check_between, check_least
 from engram.envs.manipulation.world import World
-from engram.kernels.errors import InvalidValueError
 
 _BUTTON = np.array([0.225, 0.0])
 _OPENED = 0.03
@@ -38,8 +37,7 @@ class SearchBoxes(Task):
 
     def __init__(self, *, boxes: int = 3, patience: int = 28, gap: Range = (1, 4)):
         super().__init__(gap=gap)
-        if not 2 <= boxes <= 4:
-            raise InvalidValueError("boxes", boxes, "2 to 4")
+        check_between(2, 4, boxes=boxes)
         check_least(1, patience=patience)
         self.facts = boxes
         self.chance = chance_without_repeats(boxes)

@@ -7,9 +7,8 @@ import numpy as np
 from engram.envs.manipulation.lamp import LAMP, signal
 from engram.envs.manipulation.motion import OPEN, hold, lift_cover
 from engram.envs.manipulation.props import COLORS, Cover, Prop
-from engram.envs.manipulation.task import Goal, Range, Task, check_least, check_range
+from engram.envs.manipulation.task import Goal, Range, Task, check_between, check_least, check_range
 from engram.envs.manipulation.world import World
-from engram.kernels.errors import InvalidValueError
 
 _APART = 0.125
 _LOWER = 3
@@ -50,8 +49,7 @@ class ShellGame(Task):
         onset: Range = (1, 5),
     ):
         super().__init__(gap=gap, onset=onset)
-        if not 2 <= cups <= 4:
-            raise InvalidValueError("cups", cups, "2 to 4")
+        check_between(2, 4, cups=cups)
         check_least(1, pace=pace, cue=cue, patience=patience)
         self.swaps = check_range("swaps", swaps)
         self.pace, self.cue = pace, cue

@@ -2,6 +2,7 @@
 
 import abc
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -80,9 +81,9 @@ class Task(abc.ABC):
         """
         self.clear()
         drawn = int(random.integers(self.facts))
-        self.fact = drawn if fact is None else fact
-        if not 0 <= self.fact < self.facts:
-            raise InvalidValueError("fact", fact, f"0 to {self.facts - 1}")
+        if fact is not None:
+            check_between(0, self.facts - 1, "a whole number, or None", fact=fact)
+        self.fact = drawn if fact is None else int(fact)
         self.onset = int(random.integers(self.onsets[0], self.onsets[1] + 1))
         self.gap = int(random.integers(self.gaps[0], self.gaps[1] + 1))
         self.draw(world, random)
@@ -132,12 +133,11 @@ def check_range(name: str, value: Range, *, least: int = 0) -> tuple[int, int]:
     Raises:
         InvalidValueError: If it is not two whole numbers, least <= low <= high.
     """
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    whole = all(isinstance(end, int) for end in pair)
-    if not (len(pair) == 2 and whole and least <= pair[0] <= pair[1]):
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if not (len(pair) == 2 and all(map(is_whole, pair)) and least <= pair[0] <= pair[1]):
         allowed = f"two whole numbers [low, high], {least} <= low <= high"
         raise InvalidValueError(name, value, allowed)
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def check_least(least: int, **settings: int) -> None:
@@ -147,8 +147,30 @@ def check_least(least: int, **settings: int) -> None:
         InvalidValueError: If one is not.
     """
     for name, value in settings.items():
-        if not isinstance(value, int) or value < least:
+        if not is_whole(value) or value < least:
             raise InvalidValueError(name, value, f"{least} or more, a whole number")
+
+
+def check_between(low: int, high: int, kind: str = "a whole number", /, **settings: int) -> None:
+    """Check settings that must be a whole number from low to high, both included.
+
+    Args:
+        low: The least.
+        high: The most.
+        kind: What is allowed, in words.
+        settings: By name.
+
+    Raises:
+        InvalidValueError: If one is not.
+    """
+    for name, value in settings.items():
+        if not is_whole(value) or not low <= value <= high:
+            raise InvalidValueError(name, value, f"{low} to {high}, {kind}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, NumPy's included; true and false are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 _ROWS, _COLUMNS = np.divmod(np.arange(12), 4)

@@ -109,6 +109,39 @@ def test_data_sets_that_lack_what_is_wanted_are_refused(
         sizes_of(source, vocabulary_of(source), **settings)
 
 
+@pytest.mark.parametrize("name", ["observation.state", "action", "observation.hidden"])
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        (Feature("string", (1,)), "dtype of {} is 'string'; allowed: float16, float32"),
+        (Feature("video", (16, 16, 3)), "dtype of {} is 'video'; allowed: float16, float32"),
+        (Feature("float32", (2, 2)), r"shape of {} is \[2, 2\]; allowed: 1 dimension"),
+    ],
+    ids=["string", "video", "matrix"],
+)
+def test_what_is_felt_and_done_are_vectors_of_numbers(
+    source: Demonstrations,
+    name: str,
+    feature: Feature,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vocabulary = vocabulary_of(source)
+    monkeypatch.setattr(source, "features", COLUMNS | {name: feature})
+    with pytest.raises(DataError, match=message.format(name)):
+        sizes_of(source, vocabulary, told=True)
+
+
+def test_objects_are_a_matrix_of_numbers(
+    source: Demonstrations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = vocabulary_of(source)
+    flat = {"observation.environment_state": Feature("float32", (8,))}
+    monkeypatch.setattr(source, "features", COLUMNS | flat)
+    with pytest.raises(DataError, match=r"environment_state is \[8\]; allowed: 2 dimension"):
+        sizes_of(source, vocabulary, objects=True)
+
+
 def test_images_declared_channels_first_are_of_their_size(
     source: Demonstrations, monkeypatch: pytest.MonkeyPatch
 ) -> None:

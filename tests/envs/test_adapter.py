@@ -218,6 +218,33 @@ def test_other_spaces_are_refused_by_name(
         GymnasiumEnv(2, environment=Odd, settings=settings)
 
 
+@pytest.mark.parametrize("shape", [(3,), (1,), (2, 1), ()])
+def test_as_many_actions_as_copies_are_wanted(shape: tuple[int, ...]):
+    env = GymnasiumEnv(2, environment="CartPole-v1")
+    env.reset(seed=0)
+    with pytest.raises(InvalidValueError) as caught:
+        env.step(torch.zeros(shape, dtype=torch.int64))
+    said = "shape of the actions is {!r}; allowed: (2,): 2 actions"
+    assert str(caught.value) == said.format(shape)
+    env.step([0, 1])
+
+
+@pytest.mark.parametrize("actions", [torch.zeros(3, 1), torch.zeros(1), [[0.0], []], [0.0, 0.0]])
+def test_actions_of_another_shape_are_refused(actions: Any):
+    env = GymnasiumEnv(2, environment="MountainCarContinuous-v0")
+    env.reset(seed=0)
+    with pytest.raises(InvalidValueError, match=r"shape of the actions is .*; allowed: \(2, 1\)"):
+        env.step(actions)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("count", [2.5, True, "2", 0], ids=repr)
+def test_a_number_of_copies_that_is_no_whole_number_is_refused(count: Any):
+    with pytest.raises(InvalidValueError) as caught:
+        GymnasiumEnv(count, environment=Counter)
+    assert str(caught.value) == f"num_envs is {count!r}; allowed: 1 or more, a whole number"
+
+
 @pytest.mark.parametrize("setting", ["num_envs", "episodes_per_trial"])
 def test_a_bad_setting_is_refused_by_name(setting: str):
     with pytest.raises(InvalidValueError, match=f"{setting} is 0"):

@@ -133,6 +133,20 @@ def test_a_finished_study_is_reported_again(copy: Path, tiny: list[str]) -> None
 
 
 @pytest.mark.slow
+def test_a_damaged_evaluation_is_not_reported(
+    copy: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in copy.glob("remember_color/*/seed0"):
+        facts = read_json(run / "config.json")
+        folder = copy / "demonstrations" / "remember_color"
+        facts["tree"]["demonstrations"]["folder"] = str(folder)
+        (run / "config.json").write_text(json.dumps(facts))
+    (copy / "remember_color" / "gru" / "seed0" / "evaluation.json").write_text("{}")
+    error = refused(capsys, *STUDY, *tiny, f"out={copy}", "resume=true").splitlines()[-1]
+    assert "gru/seed0/evaluation.json is damaged: chance is None" in error
+
+
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_refused(
     study: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +172,12 @@ def test_a_damaged_run_is_refused(
         (run / "sight.json").write_text(content)
         assert "sight.json" in refused(capsys, *film)
     (run / "sight.json").write_text(whole)
+    config = read_json(run / "config.json")
+    without = {k: v for k, v in config["tree"].items() if k != "task"}
+    for tree in ({}, without, {**config["tree"], "policy": {}}, {**config["tree"], "streams": []}):
+        (run / "config.json").write_text(json.dumps({**config, "tree": tree}))
+        assert "config.json is damaged" in refused(capsys, *film)
+    (run / "config.json").write_text(json.dumps(config))
     path = run / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert "damaged" in refused(capsys, *film)
@@ -174,6 +194,7 @@ def test_a_damaged_run_is_refused(
         (["size=bsae"], "did you mean base"),
         (["polcy.chunk=4"], "did you mean policy"),
         (["nonsense"], "key=value"),
+        (["~evaluation.final=1"], "'~evaluation.final=1' takes a key away"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(
@@ -199,6 +220,11 @@ def test_wrong_arguments_are_refused_in_one_line(
         ("streams.width=x", "streams.width"),
         ("seeds=[0,0]", "seeds"),
         ("device=tpu", "device"),
+        ("policy.expert.width=0", "width is 0; allowed: 1 or more"),
+        ("+streams.foo=1", "unexpected keyword argument 'foo'"),
+        ("+policy.expert.foo=1", "unexpected keyword argument 'foo'"),
+        ("+batches.foo=1", "unexpected keyword argument 'foo'"),
+        ("+recollection.foo=1", "unexpected keyword argument 'foo'"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(

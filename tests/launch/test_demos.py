@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engram.agents.demonstrations import Demonstrations
+from engram.kernels.errors import DataError
 from engram.launch import demos as module
 from engram.launch.clone_config import compose_clone
 from engram.launch.config import UsageError
@@ -93,10 +94,28 @@ def test_episodes_differ_and_end_in_success(recorded: Path) -> None:
         assert np.abs(episode["action"]).max() <= 1
 
 
-def test_nothing_is_recorded_twice(recorded: Path, tmp_path: Path) -> None:
+def test_nothing_is_recorded_twice(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in recorded.rglob("*") if path.is_file()}
     assert main([*QUICK, "demonstrations.episodes=2", f"out={recorded}"]) == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert f"3 demonstrations in {recorded}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_folder_may_have_a_number_for_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUICK, "demonstrations.episodes=1", "out=3"]) == 0
+    assert len(episodes(tmp_path / "3")) == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"a"'])
+def test_a_damaged_note_on_a_recording_is_refused(
+    content: str, tmp_path: Path, tree: dict[str, Any]
+) -> None:
+    (tmp_path / module.RECORDING).write_text(content)
+    with pytest.raises(DataError, match=r"recording\.json is damaged: it holds no JSON object"):
+        module._claim(tmp_path, tree, begun=True)
 
 
 @pytest.mark.parametrize(
@@ -142,12 +161,15 @@ def test_what_was_recorded_is_written_down(recorded: Path) -> None:
     assert facts["noise"] == 0.3 and facts["seed"] == 0
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "arguments, said",
     [
         (["task=remember_colour"], "did you mean remember_color"),
         (["task=[remember_color,shell_game]"], "allowed: one"),
         (["demonstrations.episode=3"], "episodes"),
+        (["task=put_back", "+task.settings.marks=three"], "marks is 'three'; allowed: 2 to 6"),
+        (["task=put_back", "+task.settings.marks=2.5"], "marks is 2.5; allowed: 2 to 6"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)  # a second each
             for case in SLOW

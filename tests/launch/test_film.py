@@ -65,6 +65,28 @@ def test_the_scripted_policy_is_filmed_to_its_success(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_the_folder_of_a_film_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "film.gif"
+    assert main(["film", *SHORT, f"out={out}"]) == 0
+    assert len(frames(out)) > 1
+
+
+@pytest.mark.parametrize("place", ["file/film.gif", "folder.gif"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_episode(
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.gif").mkdir()
+    monkeypatch.setattr("engram.launch.film.play", lambda *_: pytest.fail("it was played"))
+    assert main(["film", *SHORT, f"out={tmp_path / place}"]) == 2
+    error = capsys.readouterr().err
+    assert place.partition("/")[0] in error
+    assert error.startswith("engram: ") and error.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["film.gif", "film.mp4"])
 def test_a_run_is_filmed(
@@ -100,6 +122,9 @@ def test_play_stops_where_the_episode_ends() -> None:
         (["task=put_bakc"], "did you mean put_back"),
         (["task=[put_back,shell_game]"], "allowed: one"),
         (["run=nowhere"], "nowhere"),
+        (["task=put_back", "run"], "argument 'run' names nothing; allowed: run=value"),
+        (["task=put_back", "run="], "argument 'run=' names nothing; allowed: run=value"),
+        (["out="], "argument 'out=' names nothing; allowed: out=value"),
         (["run=nowhere", "task=put_back"], "'task=put_back' is a key of the run already"),
     ],
 )

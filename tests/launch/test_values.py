@@ -32,6 +32,8 @@ WRONG = {
     "memories=[gru,gru]": "memories is ['gru', 'gru']; allowed: a list of different",
     "memories=gru": "memories is 'gru'; allowed: a list",
     "memory=[gru,gru]": "memories is ['gru', 'gru']; allowed: a list of different",
+    "~evaluation.episodes=1": "'~evaluation.episodes=1' takes a key away; allowed: to set it",
+    "~budget=": "'~budget=' takes a key away",
     "+bugdet=5": "'bugdet' does not exist (did you mean budget?)",
     "+policy.widht.x=5": "'widht' does not exist (did you mean width?)",
 }

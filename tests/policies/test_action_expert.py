@@ -104,6 +104,8 @@ def test_a_memory_goes_to_modulated_experts_and_to_no_other() -> None:
         ({"heads": 3}, "heads is 3; allowed: divisors of width = 16"),
         ({"heads": 0}, "heads is 0"),
         ({"width": 15, "heads": 3}, "heads is 3; allowed: divisors of width = 15, which is even"),
+        ({"width": 0}, "width is 0; allowed: 1 or more"),
+        ({"width": -8}, "width is -8; allowed: 1 or more"),
         ({"depth": 0}, "depth is 0; allowed: 1 or more"),
         ({"drop": 1.0}, r"drop is 1\.0; allowed: 0 or more, less than 1"),
         ({"drop": float("nan")}, "drop is nan"),

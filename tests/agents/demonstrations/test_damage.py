@@ -125,6 +125,34 @@ def test_actions_that_are_no_numbers(folder, make, value):
 
     rewrite(folder / DATA, spoil)
     assert_lost(folder, [3], "action at frame 2 is [", make)
+    assert check(folder)[3].endswith("; allowed: finite numbers")
+
+
+@pytest.mark.parametrize(
+    "key, message",
+    [
+        ("timestamp", "timestamp is string, 0 entries missing; allowed: numbers"),
+        ("frame_index", "frame_index is string, 0 entries missing; allowed: whole numbers"),
+        ("episode_index", "episode_index is string, 0 entries missing; allowed: whole numbers"),
+        ("success", "success: its entries are string; allowed: numbers (bool)"),
+    ],
+)
+def test_text_in_place_of_numbers(folder, make, key, message):
+    def spoil(table):
+        column = pa.array(["soon"] * len(table))
+        return table.set_column(table.column_names.index(key), key, column)
+
+    rewrite(folder / DATA, spoil)
+    assert_lost(folder, [2, 3], message, make)
+
+
+def test_frames_without_their_number(folder, make):
+    def spoil(table):
+        column = pc.if_else(pc.equal(table["frame_index"], 1), None, table["frame_index"])
+        return table.set_column(table.column_names.index("frame_index"), "frame_index", column)
+
+    rewrite(folder / DATA, spoil)
+    assert_lost(folder, [2, 3], "frame_index is int64, 2 entries missing; allowed: whole", make)
 
 
 def test_entries_missing(folder, make):

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 
 from engram.envs.manipulation import (
     TASKS,
     EndEffectorControl,
     JointControl,
+    Manipulation,
     ManipulationEnv,
     Oracle,
     make_task,
@@ -207,6 +209,36 @@ def test_doing_nothing_or_anything_is_no_success(task: str):
         assert info["success"] == 0
         assert amplitude or (truncated and env.steps == env.task.limit)
         assert amplitude or math.isnan(info["first_choice_correct"])
+
+
+def test_a_step_before_the_first_reset_is_refused():
+    env = quick("remember_color")
+    with pytest.raises(ResetNeeded, match="step came before reset"):
+        env.step(np.zeros(4))
+    env.reset(seed=0)
+    env.step(np.zeros(4))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"size": "64"}, "size is '64'; allowed: 16 to 512, a whole number of pixels"),
+        ({"size": 64.5}, r"size is 64\.5; allowed: 16 to 512"),
+        ({"size": 8}, "size is 8; allowed: 16 to 512"),
+        ({"cameras": "top"}, "cameras is 'top'; allowed: a sequence of names"),
+        ({"cameras": None}, "cameras is None; allowed: a sequence of names"),
+        ({"cameras": ["left"]}, "cameras is 'left'; allowed: top, wrist"),
+        ({"cameras": [["top"]]}, r"cameras is \['top'\]; allowed: top, wrist"),
+        ({"cameras": ("top", "top")}, r"cameras is \('top', 'top'\); allowed: different names"),
+    ],
+    ids=str,
+)
+def test_bad_senses_are_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(InvalidValueError, match=message):
+        ManipulationEnv(**settings)
+    with pytest.raises(InvalidValueError, match=message):
+        Manipulation(2, **settings)
 
 
 @pytest.mark.parametrize(

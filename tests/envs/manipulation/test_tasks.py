@@ -249,6 +249,55 @@ def test_a_bad_setting_is_refused(task: str, settings: dict[str, Any], message: 
         make_task(task, **settings)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("value", ["three", "3", 2.5, 3.0, True, None, [3]], ids=repr)
+@pytest.mark.parametrize(
+    "task, setting",
+    [
+        ("remember_color", "colors"),
+        ("shell_game", "cups"),
+        ("shell_game", "pace"),
+        ("put_back", "marks"),
+        ("put_back", "patience"),
+        ("match_after_delay", "cue"),
+        ("buttons_in_order", "buttons"),
+        ("buttons_in_order", "length"),
+        ("count_presses", "most"),
+        ("search_boxes", "boxes"),
+        ("friction_probe", "pushes"),
+    ],
+)
+def test_a_setting_that_is_no_whole_number_is_refused(task: str, setting: str, value: Any):
+    with pytest.raises(InvalidValueError) as caught:
+        make_task(task, **{setting: value})
+    said = str(caught.value)
+    assert said.startswith(f"{setting} is {value!r}; allowed: ") and "a whole number" in said
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("value", [5.0, None, True, "5", (1, 2, 3), (1.0, 2), (True, 3), {1: 2}])
+def test_a_range_that_is_no_two_whole_numbers_is_refused(value: Any):
+    for name in ("gap", "onset"):
+        with pytest.raises(InvalidValueError, match=f"{name} is .*; allowed: two whole numbers"):
+            make_task("remember_color", **{name: value})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    task = make_task("remember_color", gap=np.int64(5), onset=[np.int32(1), 2], colors=np.int64(4))
+    assert task.gaps == (5, 5) and task.onsets == (1, 2) and task.facts == 4
+    assert all(type(end) is int for end in (*task.gaps, *task.onsets))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("fact", ["a", 1.5, True, -1], ids=repr)
+def test_a_fact_that_is_no_whole_number_is_refused(fact: Any):
+    env = ManipulationEnv(cameras=())
+    with pytest.raises(InvalidValueError) as caught:
+        env.reset(seed=0, options={"fact": fact})
+    assert str(caught.value) == f"fact is {fact!r}; allowed: 0 to 2, a whole number, or None"
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_an_unknown_fact_is_refused(task: str):
     env = ManipulationEnv(task, cameras=())
