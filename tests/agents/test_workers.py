@@ -29,7 +29,7 @@ from engram.memory.sequence import GRU
 from engram.policies import ActorCritic
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 SETTINGS = PPOSettings(rollout=20, chunk=10, epochs=2, minibatches=2)
 SHARE = 0.25
