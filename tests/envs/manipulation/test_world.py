@@ -147,7 +147,7 @@ def test_a_fine_picture_is_for_people():
     "settings, message",
     [
         ({"cameras": ("side",)}, "cameras is 'side'; allowed: top, wrist"),
-        ({"size": 8}, "size is 8; allowed: 16 to 512 pixels"),
+        ({"size": 8}, "size is 8; allowed: 16 to 512, a whole number of pixels"),
         ({"render_mode": "human"}, "render_mode is 'human'; allowed: None, rgb_array"),
     ],
 )
