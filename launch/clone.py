@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from engram.kernels.errors import DataError, one_line
 from engram.launch.clone_check import check_clone
 from engram.launch.clone_config import CloneSettings, compose_clone
 from engram.launch.clone_figure import draw
@@ -91,13 +92,16 @@ def _check_out(settings: CloneSettings) -> None:
 
     Raises:
         UsageError: If it would.
+        DataError: If the file with its lines is damaged.
     """
     path = settings.out / "results.json"
     if not path.exists():
         return
-    before = {(row["task"], row["memory"]) for row in read_json(path)}
-    now = {(tree["task"]["name"], memory) for (_, memory), tree in settings.trees.items()}
-    if lost := sorted(before - now):
+    try:
+        before = {(str(row["task"]), str(row["memory"])) for row in read_json(path)}
+    except (TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged: {one_line(error)}") from None
+    if lost := sorted(before - settings.trees.keys()):
         names = ", ".join(f"{task} {memory}" for task, memory in lost)
         raise UsageError(
             f"out: {settings.out} holds results of {names}; allowed: to name these too, or "

@@ -88,13 +88,22 @@ def test_nothing_is_recorded_where_one_memory_cannot_be_built(
 
 
 def test_a_table_loses_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"task": "put_back", "memory": "gru"}
+    row = {"task": "remember_color_5", "memory": "gru"}
     (tmp_path / "results.json").write_text(json.dumps([row]))
-    arguments = ["clone", "task=put_back", *OBJECTS[:1], f"out={tmp_path}"]
+    arguments = ["clone", "task=remember_color_5", *OBJECTS[:1], f"out={tmp_path}"]
     assert main([*arguments, "memory=none"]) == 2
-    assert f"{tmp_path} holds results of put_back gru; allowed: to name these too" in (
+    assert f"{tmp_path} holds results of remember_color_5 gru; allowed: to name these too" in (
         capsys.readouterr().err
     )
+    # With it named, the next thing that is wrong is found.
+    run = tmp_path / "remember_color_5" / "none" / "seed0"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    assert main([*arguments, "memory=[none,gru]", "seeds=1"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("[1]")
+    assert main([*arguments, "memory=none"]) == 2
+    assert "results.json is damaged" in capsys.readouterr().err
 
 
 @pytest.fixture
