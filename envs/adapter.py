@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from engram.envs.processes import without_sigint
 from engram.envs.vector import Observation, stack_final
 from engram.envs.workers import Workers
-from engram.kernels.errors import EngramError, InvalidValueError
+from engram.kernels.errors import EngramError, InvalidValueError, is_whole
 
 
 class UnknownEnvironmentError(EngramError, LookupError):
@@ -83,8 +82,7 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         device: torch.device | str = "cpu",
         seed: int = 0,
     ):
-        whole = isinstance(num_envs, numbers.Integral) and not isinstance(num_envs, bool)
-        if not whole or num_envs < 1:
+        if not is_whole(num_envs) or num_envs < 1:
             raise InvalidValueError("num_envs", num_envs, "1 or more, a whole number")
         if episodes_per_trial < 1:
             raise InvalidValueError("episodes_per_trial", episodes_per_trial, "1 or more")

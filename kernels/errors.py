@@ -1,5 +1,6 @@
 """The root of every error that engram raises on a user's mistake."""
 
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,11 @@ class EngramError(Exception):
 def one_line(error: BaseException) -> str:
     """Return what an error says, in one line."""
     return " ".join(str(error).split())
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, NumPy's included; true and false are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _with_message(kind: type[EngramError], message: str) -> EngramError:

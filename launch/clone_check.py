@@ -11,7 +11,7 @@ from engram.agents.imitation_batches import Demonstration
 from engram.agents.imitation_sights import statistics_of
 from engram.envs.manipulation import ManipulationEnv
 from engram.envs.manipulation.environment import make_task
-from engram.kernels.errors import DataError, InvalidValueError
+from engram.kernels.errors import DataError, InvalidValueError, is_whole
 from engram.launch.clone_build import Lesson, build_imitation, build_world
 from engram.launch.config import UsageError
 from engram.policies.language import Vocabulary
@@ -45,7 +45,7 @@ def check_gaps(task: dict[str, Any]) -> None:
         InvalidValueError: If they are not different whole numbers that the task can have.
     """
     gaps = task["gaps"]
-    whole = all(isinstance(gap, int) and not isinstance(gap, bool) and gap >= 0 for gap in gaps)
+    whole = all(is_whole(gap) and gap >= 0 for gap in gaps)
     if not gaps or not whole or len(set(gaps)) < len(gaps):
         raise InvalidValueError("task.gaps", gaps, "one or more different whole numbers, >= 0")
     for gap in gaps:
@@ -73,8 +73,10 @@ def check_lesson(tree: dict[str, Any], lesson: Lesson) -> None:
     if tuple(low.shape) != space.shape:
         raise DataError(f"{where} an action has {len(low)} numbers; allowed: {space.shape[0]}")
     least, most = float(low.min()), float(high.max())
-    if least < space.low.min() or most > space.high.max():
-        raise DataError(f"{where} actions reach from {least:g} to {most:g}; allowed: -1 to 1")
+    bottom, top = float(space.low.min()), float(space.high.max())
+    if least < bottom or most > top:
+        seen = f"actions reach from {least:g} to {most:g}"
+        raise DataError(f"{where} {seen}; allowed: {bottom:g} to {top:g}")
     lesson.vocabulary.encode([instruction])
 
 

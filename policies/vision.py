@@ -95,9 +95,8 @@ class Keypoints(nn.Module):
     def forward(self, image: UInt8[Tensor, "n H W 3"]) -> Float[Tensor, "n N D"]:
         """Encode images."""
         _check(image, self.size)
-        patches = rearrange(
-            image, "n (h p) (w q) c -> n h w (p q c)", p=_STRIDE, q=_STRIDE
-        )  # channels stay last: half the time of a convolution on one core
+        # Channels stay last: a quarter quicker, forward and backward, on one core.
+        patches = rearrange(image, "n (h p) (w q) c -> n h w (p q c)", p=_STRIDE, q=_STRIDE)
         cells = F.gelu(self.norms[0](self.patch(patches.to(self.which.dtype) / 127.5 - 1)))
         cells = self.look(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         cells = F.gelu(self.norms[1](cells)).flatten(1, 2)

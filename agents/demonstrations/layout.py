@@ -27,6 +27,8 @@ VIDEO = f"videos/{{video_key}}/{NUMBERED}.mp4"
 INFO = "meta/info.json"
 STATS = "meta/stats.json"
 TASKS = "meta/tasks.parquet"
+PENDING = ".pending"
+"""Where episodes wait until a file of them is complete."""
 
 
 @contextlib.contextmanager
@@ -47,7 +49,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 def partials(folder: Path) -> list[Path]:
     """List what killed writers had begun; files of others are none of these."""
-    mine = (".pending", "meta", "data", "videos")
+    mine = (PENDING, "meta", "data", "videos")
     return [path for name in mine for path in (folder / name).rglob(".*.partial")]
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engram.agents.demonstrations import layout
 from engram.agents.demonstrations.columns import arrow
 from engram.agents.demonstrations.layout import whole_file
 from engram.agents.demonstrations.statistics import Statistics
@@ -37,7 +38,7 @@ class Pending(NamedTuple):
 
 def path_of(folder: Path, index: int) -> Path:
     """Return the file of a waiting episode."""
-    return folder / ".pending" / f"episode-{index:06d}.zip"
+    return folder / layout.PENDING / f"episode-{index:06d}.zip"
 
 
 def write(folder: Path, episode: Pending) -> int:
@@ -90,7 +91,7 @@ def waiting(folder: Path, committed: int) -> list[int]:
     Raises:
         DataError: If one is missing between others.
     """
-    found = sorted((folder / ".pending").glob("episode-*.zip"))
+    found = sorted((folder / layout.PENDING).glob("episode-*.zip"))
     numbers = [int(path.stem.rpartition("-")[2]) for path in found]
     kept = []
     for path, number in zip(found, numbers, strict=True):
@@ -99,13 +100,13 @@ def waiting(folder: Path, committed: int) -> list[int]:
         else:
             kept.append(number)
     if kept != list(range(committed, committed + len(kept))):
-        raise DataError(f"{folder / '.pending'} lacks episode {committed}; it holds {kept}")
+        raise DataError(f"{folder / layout.PENDING} lacks episode {committed}; it holds {kept}")
     return kept
 
 
 def tidy(folder: Path) -> None:
     """Remove the folder of waiting episodes where none waits."""
-    place = folder / ".pending"
+    place = folder / layout.PENDING
     if place.is_dir() and not any(place.iterdir()):
         place.rmdir()
 

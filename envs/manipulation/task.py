@@ -2,7 +2,6 @@
 
 import abc
 import math
-import numbers
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from engram.envs.manipulation.props import Prop
 from engram.envs.manipulation.world import World
-from engram.kernels.errors import InvalidValueError
+from engram.kernels.errors import InvalidValueError, is_whole
 
 Range = int | Sequence[int]
 """The fewest and the most of something, both included; one number means exactly so many."""
@@ -166,11 +165,6 @@ def check_between(low: int, high: int, kind: str = "a whole number", /, **settin
     for name, value in settings.items():
         if not is_whole(value) or not low <= value <= high:
             raise InvalidValueError(name, value, f"{low} to {high}, {kind}")
-
-
-def is_whole(value: object) -> bool:
-    """Whether a value is a whole number, NumPy's included; true and false are none."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 _ROWS, _COLUMNS = np.divmod(np.arange(12), 4)
