@@ -32,8 +32,9 @@ class ImitationSettings:
     weight_decay: float = 1e-4
     clip: float = 1.0
     """Largest norm of a gradient."""
-    moments: int = 64
-    """Frames of a batch whose actions are learnt; the memory reads all frames."""
+    moments: int = 128
+    """Frames of a batch whose actions are learnt, different ones where there are as many; the
+    memory reads all frames."""
     repeats: int = 2
     """Draws of noise per moment."""
     decision: float = 4.0
@@ -165,9 +166,9 @@ class Imitation:
         remembered, memory = self.policy(frames.sight, memory, frames.start)
         real = frames.real.flatten(0, 1)  # [T B, C]
         chance = real[:, 0] * (1 + self.settings.decision * frames.decision.flatten())
-        drawn = torch.multinomial(
-            chance, self.settings.moments, replacement=True, generator=self.generator
-        )
+        wanted = self.settings.moments
+        enough = wanted <= int(batch.frames.real[..., 0].sum())
+        drawn = torch.multinomial(chance, wanted, replacement=not enough, generator=self.generator)
         moments: Remembered = states.tree_map(lambda x: x.flatten(0, 1)[drawn], remembered)
         action, real = frames.action.flatten(0, 1)[drawn], real[drawn]
         error = self.policy.loss(

@@ -10,24 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from engram.agents import checkpoint
+from engram.agents.imitation_frames import Choice, Demonstration, EveryFrame
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
 from engram.policies.perception import Sight
-
-
-class Demonstration(NamedTuple):
-    """One episode of T frames."""
-
-    sight: Sight
-    """What was seen, `[T, ...]`."""
-    action: Float[Tensor, "T A"]
-    """What was done."""
-    cue: Float[Tensor, "T Q"]
-    """What must be remembered, where the recording says so: of size 0 elsewhere."""
-    shown: Float[Tensor, " T"]
-    """1 while it is in view, where the recording says so; else 0."""
-    decision: Float[Tensor, " T"]
-    """1 where the action depends on it, where the recording says so; else 0."""
 
 
 class Frames(NamedTuple):
@@ -37,7 +23,8 @@ class Frames(NamedTuple):
     action: Float[Tensor, "*n C A"]
     """What was done at a frame and the C − 1 after it."""
     real: Bool[Tensor, "*n C"]
-    """Which of these lie within the episode; padding is never real."""
+    """Which of these are to be learnt: within the episode, and before the robot was led astray, as
+    an answer to what has not happened is no plan; padding is never real."""
     cue: Float[Tensor, "*n Q"]
     shown: Float[Tensor, "*n"]
     decision: Float[Tensor, "*n"]
@@ -131,16 +118,20 @@ class Batches(abc.ABC):
     def _take(self, index: int, frames: Int[Tensor, " T"]) -> Frames:
         """Return frames of an episode; the memory begins with the first of them.
 
-        Actions past the end repeat the last one and are not real; none is of another place.
+        Actions past the end repeat the last one and are not real, nor are those after a frame at
+        which the robot was led astray; none is of another place.
         """
         episode = self.episodes[index]
         ahead = frames[:, None] + torch.arange(self.chunk)
         length = len(episode.action)
         assert int(frames.min()) >= 0 and int(frames.max()) < length, frames
+        within = ahead.clamp(max=length - 1)
+        real = ahead < length
+        real[:, 1:] &= episode.astray[within].cumsum(-1)[:, :-1] == 0
         return Frames(
             states.tree_map(lambda part: part[frames], episode.sight),
-            episode.action[ahead.clamp(max=length - 1)],
-            ahead < length,
+            episode.action[within],
+            real,
             episode.cue[frames],
             episode.shown[frames],
             episode.decision[frames],
@@ -185,26 +176,37 @@ def check_layout(episodes: list[Demonstration]) -> None:
 class Streaming(Batches):
     """Rows play episodes from their first frame to their last, one after another, in T frames.
 
-    Nothing is padded, and no frame is left out. The memory of a row is carried, detached, from
-    batch to batch: gradients are cut after T frames, memory is not.
+    Nothing is padded. The memory of a row is carried, detached, from batch to batch: gradients
+    are cut after T frames, memory is not.
 
     Args:
         episodes: Demonstrations.
         rows: B.
         steps: T.
+        frames: Which frames of an episode are played; all unless given.
         chunk: C.
-        seed: Of the order.
+        seed: Of the order, and of what `frames` draws.
     """
 
     def __init__(
-        self, episodes: list[Demonstration], *, rows: int, steps: int, chunk: int, seed: int
+        self,
+        episodes: list[Demonstration],
+        *,
+        rows: int,
+        steps: int,
+        frames: Choice | None = None,
+        chunk: int,
+        seed: int,
     ):
         super().__init__(episodes, rows=rows, chunk=chunk, seed=seed)
         if steps < 1:
             raise InvalidValueError("steps", steps, "1 or more")
         self.steps = steps
+        self.frames = frames or EveryFrame()
         self.playing = [-1] * rows  # no episode yet
         self.place = [0] * rows
+        longest = max(len(episode.action) for episode in episodes)
+        self.chosen = torch.full((rows, longest), -1)  # frames of these; -1 past the last one
         self.first = True
 
     def next(self) -> Batch:
@@ -218,6 +220,7 @@ class Streaming(Batches):
         return super().tensors() | {
             "playing": torch.tensor(self.playing, dtype=torch.int64),
             "place": torch.tensor(self.place, dtype=torch.int64),
+            "chosen": self.chosen.clone(),
             "first": torch.tensor(self.first),
         }
 
@@ -225,6 +228,7 @@ class Streaming(Batches):
         """Go on where `tensors` were taken."""
         super().load(tensors)
         self.playing, self.place = tensors["playing"].tolist(), tensors["place"].tolist()
+        self.chosen = tensors["chosen"].cpu().clone()
         self.first = bool(tensors["first"])
 
     def _row(self, row: int) -> Frames:
@@ -232,17 +236,23 @@ class Streaming(Batches):
         missing = self.steps
         while missing:
             if self.playing[row] < 0:
-                self.playing[row], self.place[row] = self._draw(), 0
+                self._begin(row)
             index, begin = self.playing[row], self.place[row]
-            length = len(self.episodes[index].action)
-            end = min(begin + missing, length)
-            frames = torch.arange(begin, end)
-            pieces.append(self._take(index, frames)._replace(start=frames == 0))
-            missing -= end - begin
-            self.place[row] = end
-            if end == length:
+            frames = self.chosen[row, begin : begin + missing]
+            frames = frames[frames >= 0]
+            piece = self._take(index, frames)
+            pieces.append(piece._replace(start=piece.start & (begin == 0)))
+            missing -= len(frames)
+            self.place[row] = end = begin + len(frames)
+            if end == self.chosen.shape[1] or self.chosen[row, end] < 0:
                 self.playing[row] = -1
         return states.tree_map(lambda *each: torch.cat(each), *pieces)
+
+    def _begin(self, row: int) -> None:
+        self.playing[row], self.place[row] = index, _ = self._draw(), 0
+        frames = self.frames.choose(self.episodes[index], self.generator)
+        self.chosen[row] = -1
+        self.chosen[row, : len(frames)] = frames
 
 
 def _digest(episodes: list[Demonstration]) -> Tensor:

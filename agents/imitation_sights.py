@@ -9,8 +9,15 @@ from torch import Tensor
 
 from engram.agents.demonstrations.feature import FLOATS, NUMBERS, image_size
 from engram.agents.demonstrations.reader import Demonstrations
-from engram.agents.demonstrations.recording import DECISION, HIDDEN, OBJECTS, SHOWN, STATE
-from engram.agents.imitation_batches import Demonstration
+from engram.agents.demonstrations.recording import (
+    ASTRAY,
+    DECISION,
+    HIDDEN,
+    OBJECTS,
+    SHOWN,
+    STATE,
+)
+from engram.agents.imitation_frames import Demonstration
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.policies.language import Vocabulary
 from engram.policies.perception import Sight, SightSize, SightStatistics
@@ -83,7 +90,7 @@ def load(
         limit: Number of episodes, the first ones; all unless given.
     """
     count = source.count if limit is None else min(limit, source.count)
-    optional = [name for name in (HIDDEN, SHOWN, DECISION) if name in source.features]
+    optional = [name for name in (HIDDEN, SHOWN, DECISION, ASTRAY) if name in source.features]
     keys = [STATE, "action", *optional, *(IMAGES + name for name in sizes.cameras)]
     keys += [OBJECTS] if sizes.objects[0] else []
     found = []
@@ -95,6 +102,7 @@ def load(
         hidden = columns.get(HIDDEN, torch.zeros(length, 0))
         decision = columns.get(DECISION, torch.zeros(length, 1))[:, 0]
         shown = columns.get(SHOWN, torch.zeros(length, 1))[:, 0]
+        astray = columns.get(ASTRAY, torch.zeros(length, 1))[:, 0]
         # Nothing can be remembered before it was in view.
         known = (shown + decision).cummax(0).values > 0
         images = {name: columns[IMAGES + name] for name in sizes.cameras}
@@ -107,6 +115,7 @@ def load(
                 torch.where(known[:, None], hidden, torch.nan),
                 shown,
                 decision,
+                astray,
             )
         )
     return found

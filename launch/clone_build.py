@@ -7,7 +7,8 @@ import torch
 
 from engram.agents.demonstrations import Demonstrations
 from engram.agents.imitation import Imitation
-from engram.agents.imitation_batches import Batches, Demonstration
+from engram.agents.imitation_batches import Batches
+from engram.agents.imitation_frames import Demonstration
 from engram.agents.imitation_sights import (
     load,
     quantiles_of,

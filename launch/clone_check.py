@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 
 from engram.agents.demonstrations.recording import features_of
-from engram.agents.imitation_batches import Demonstration
+from engram.agents.imitation_frames import Demonstration
 from engram.agents.imitation_sights import statistics_of
 from engram.envs.manipulation import ManipulationEnv
 from engram.envs.manipulation.environment import make_task
@@ -109,6 +109,6 @@ def _invented(tree: dict[str, Any], world: ManipulationEnv) -> Lesson:
     )
     nothing = torch.zeros(frames)
     cue = torch.full((frames, world.task.hints), float("nan"))
-    episode = Demonstration(sight, torch.zeros(frames, actions), cue, nothing, nothing)
+    episode = Demonstration(sight, torch.zeros(frames, actions), cue, nothing, nothing, nothing)
     scale = -torch.ones(actions), torch.ones(actions)
     return Lesson([episode], vocabulary, sizes, scale, statistics_of([episode]))

@@ -93,6 +93,7 @@ LEAST: dict[str, int] = {
     "checkpoint_seconds": 0,
     "demonstrations.episodes": 1,
     "demonstrations.noise": 0,
+    "demonstrations.stray": 0,
     "demonstrations.seed": 0,
     "demonstrations.image": 1,
     "evaluation.every": 1,

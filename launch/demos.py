@@ -112,7 +112,7 @@ def _recorder(
     make: Callable[[], ManipulationEnv], wanted: dict[str, Any], workers: int
 ) -> Iterator[Callable[[range], Iterator[Episode]]]:
     """Yield what records episodes by their numbers, in order."""
-    some = partial(_record, make, seed=wanted["seed"], noise=wanted["noise"])
+    some = partial(_record, make, **{k: wanted[k] for k in ("seed", "noise", "stray")})
     if workers == 1:
         yield lambda numbers: iter(some(numbers))
         return
@@ -140,11 +140,11 @@ def _ahead(
 
 
 def _record(
-    make: Callable[[], ManipulationEnv], numbers: range, *, seed: int, noise: float
+    make: Callable[[], ManipulationEnv], numbers: range, *, seed: int, noise: float, stray: float
 ) -> Iterator[Episode]:
     env = make()
     for number in numbers:
-        yield record(env, seed=seed, number=number, noise=noise)
+        yield record(env, seed=seed, number=number, noise=noise, stray=stray)
 
 
 def _several(some: Callable[[range], Iterator[Episode]], numbers: range) -> list[Episode]:

@@ -43,4 +43,4 @@ class ActionScale(nn.Module):
     def restore(self, z: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch A"]:
         """Return actions in the units of the demonstrations; what lies beyond ±1 is cut."""
         # lerp ends exactly at `high`; low + (high - low) may round to beyond it.
-        return torch.lerp(self.low, self.high, (z.clamp(-1, 1) + 1) / 2)
+        return torch.lerp(self.low, self.high, (z.to(self.low.dtype).clamp(-1, 1) + 1) / 2)

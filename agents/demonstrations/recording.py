@@ -22,6 +22,8 @@ REVEALING = ("cue", "swap", "bring", "probe", "search")
 """Phases of tasks in which it does."""
 DECISION = "decision"
 """1 while actions depend on it."""
+ASTRAY = "astray"
+"""1 while the robot is led astray: the actions of the frames after are answers to that."""
 
 
 class OracleFailedError(EngramError):
@@ -43,6 +45,7 @@ def features_of(env: ManipulationEnv) -> dict[str, Feature]:
         "action": env.action_space.shape,
         SHOWN: (1,),
         DECISION: (1,),
+        ASTRAY: (1,),
     }
     if env.senses.objects:
         numbers[OBJECTS] = space["objects"].shape  # type: ignore[index]
@@ -54,24 +57,27 @@ def features_of(env: ManipulationEnv) -> dict[str, Feature]:
     return columns
 
 
-def record(env: ManipulationEnv, *, seed: int, number: int, noise: float = 0.0) -> Episode:
+def record(
+    env: ManipulationEnv, *, seed: int, number: int, noise: float = 0.0, stray: float = 0.0
+) -> Episode:
     """Record a successful episode; which one follows from the seed and its number alone.
 
-    With noise, what is executed is disturbed and what is recorded is the action that would have
-    been right: episodes then show the way back.
+    With noise or strays, what is executed is disturbed and what is recorded is the action that
+    would have been right: episodes then show the way back.
 
     Args:
         env: Any; it is reset.
         seed: Of the whole recording.
         number: Of the episode in it.
         noise: Standard deviation of the noise on what is executed, in units of the action.
+        stray: Probability, per step, that the robot is led astray; see `Oracle`.
 
     Raises:
         OracleFailedError: If the scripted policy keeps failing.
     """
     for attempt in range(ATTEMPTS):
         world = derive(seed, f"demonstration {number} attempt {attempt}")
-        oracle = Oracle(noise=noise, seed=derive(world, "noise"))
+        oracle = Oracle(noise=noise, stray=stray, seed=derive(world, "noise"))
         frames, solved = _play(env, oracle, world)
         if solved:
             columns = {name: np.stack([f[name] for f in frames]) for name in frames[0]}
@@ -86,8 +92,9 @@ def _play(
     frames, ended = [], False
     while not ended:
         action = oracle.act(env)
-        frames.append(_frame(env, observation, info, action))
-        observation, _, terminated, truncated, info = env.step(oracle.disturb(action))
+        executed = oracle.disturb(action)
+        frames.append(_frame(env, observation, info, action, astray=oracle.astray))
+        observation, _, terminated, truncated, info = env.step(executed)
         ended = terminated or truncated
     return frames, bool(info["success"])
 
@@ -97,6 +104,8 @@ def _frame(
     observation: dict[str, np.ndarray],
     info: dict[str, object],
     action: np.ndarray,
+    *,
+    astray: bool,
 ) -> dict[str, np.ndarray]:
     frame = {
         STATE: observation["proprioception"],
@@ -104,6 +113,7 @@ def _frame(
         "action": action.astype(np.float32),
         SHOWN: np.array([info["phase"] in REVEALING], dtype=np.float32),
         DECISION: np.array([info["decision"]], dtype=np.float32),
+        ASTRAY: np.array([astray], dtype=np.float32),
     }
     if env.senses.objects:
         frame[OBJECTS] = observation["objects"]

@@ -43,6 +43,11 @@ class Control(abc.ABC):
             opening: -1 (closed) to 1 (open).
         """
 
+    @property
+    @abc.abstractmethod
+    def lead(self) -> np.ndarray:
+        """How far the place that the servos steer for is ahead of the gripper, `[3]` [m]."""
+
     @staticmethod
     def gap(opening: float) -> float:
         """The gap between the fingers for the last number of an action [m]."""
@@ -71,6 +76,12 @@ class JointControl(Control):
         turn = self.kinematics.solve(now, here + move)
         action = np.append(turn / self.TURN, opening)
         return np.clip(action, -1, 1).astype(np.float32)
+
+    @property
+    def lead(self) -> np.ndarray:
+        """Where the set points would bring it."""
+        now = np.clip(self.world.set_points, LOWER, UPPER)
+        return self.kinematics.position(now) - self.world.tcp
 
 
 class EndEffectorControl(Control):
@@ -105,6 +116,11 @@ class EndEffectorControl(Control):
         """Move in a straight line."""
         move = _shortened(position - self._held(), self.MOVE) / self.MOVE
         return np.append(move, opening).astype(np.float32)
+
+    @property
+    def lead(self) -> np.ndarray:
+        """Where the next move begins."""
+        return self._held() - self.world.tcp
 
     def _held(self) -> np.ndarray:
         """The target, no farther from the gripper than the leash allows."""

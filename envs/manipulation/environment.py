@@ -24,8 +24,9 @@ class ManipulationEnv(gymnasium.Env):
     """An arm at a table with a memory task, at 10 Hz.
 
     Observations are a Dict: one uint8 `[S, S, 3]` picture per camera, `proprioception` float32
-    `[9]` (five joint angles [rad], gripper opening [m], gripper position [m]) and, where asked for,
-    `objects`, `oracle` and `instruction`; see `Senses`. Actions are float32 in [-1, 1]; what they
+    `[12]` (five joint angles [rad], gripper opening [m], gripper position [m], how far ahead of it
+    the place is that the servos steer for [m]) and, where asked for, `objects`, `oracle` and
+    `instruction`; see `Senses`. Actions are float32 in [-1, 1]; what they
     mean is up to `control`. The reward is 1 at success.
 
     An episode ends (terminated) at success, or where success has become impossible, and is cut off
@@ -97,7 +98,7 @@ class ManipulationEnv(gymnasium.Env):
         self.control.reset()
         self.steps = 0
         self.episodes += 1
-        return self.senses.observe(self.world, self.task), self._info()
+        return self.senses.observe(self.world, self.task, self.control), self._info()
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Act for a tenth of a second.
@@ -116,7 +117,7 @@ class ManipulationEnv(gymnasium.Env):
         task = self.task
         terminated = task.succeeded or task.failed
         truncated = not terminated and bool(self.steps >= task.limit)
-        observation = self.senses.observe(self.world, task)
+        observation = self.senses.observe(self.world, task, self.control)
         return observation, float(task.succeeded), terminated, truncated, self._info()
 
     def render(self) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from engram.envs.manipulation.arm import JOINTS
 from engram.envs.manipulation.camera import shared_camera
+from engram.envs.manipulation.control import Control
 from engram.envs.manipulation.props import KINDS
 from engram.envs.manipulation.scene import CAMERAS
 from engram.envs.manipulation.task import Task, check_between
@@ -44,7 +45,7 @@ class Senses:
         """Return the space of a task's observations."""
         picture = spaces.Box(0, 255, (self.size, self.size, 3), dtype=np.uint8)
         parts: dict[str, spaces.Space] = dict.fromkeys(self.cameras, picture)
-        parts["proprioception"] = _numbers(len(JOINTS) + 1 + 3)
+        parts["proprioception"] = _numbers(len(JOINTS) + 1 + 3 + 3)
         if self.objects:
             parts["objects"] = _numbers(len(task.props), FEATURES)
         if self.oracle:
@@ -53,10 +54,11 @@ class Senses:
             parts["instruction"] = spaces.Box(0, 255, (WORDS,), dtype=np.uint8)
         return spaces.Dict(parts)
 
-    def observe(self, world: World, task: Task) -> dict[str, np.ndarray]:
+    def observe(self, world: World, task: Task, control: Control) -> dict[str, np.ndarray]:
         """Return what is perceived now; nothing in it is changed later."""
         seen = {name: shared_camera(self.size).picture(world, name) for name in self.cameras}
-        body = (*world.joints, world.opening, *world.tcp)
+        # An action adds to where the arm steers for: without the lead, what is right is not seen.
+        body = (*world.joints, world.opening, *world.tcp, *control.lead)
         seen["proprioception"] = np.array(body, dtype=np.float32)
         if self.objects:
             seen["objects"] = listed(world, task.alike)

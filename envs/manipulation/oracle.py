@@ -8,29 +8,44 @@ from engram.envs.manipulation.environment import ManipulationEnv
 from engram.envs.manipulation.task import Goal
 from engram.kernels.errors import InvalidValueError
 
+STRAY = (2, 6)
+"""Steps that a stray lasts, least and most."""
+
 
 class Oracle:
     """Follows the task's script in one environment.
 
-    For demonstrations, `act` gives the label and `disturb(label)` what to execute: the noise
-    carries the arm to states from which the script then shows the way back.
+    For demonstrations, `act` gives the label and `disturb(label)` what to execute: it carries the
+    arm to states from which the script then shows the way back. Noise alone leaves the arm within
+    a centimetre or two of where the script wants it, however long it lasts, as every label undoes
+    all of it; a clone drifts farther. Hence strays: now and then the arm is led astray for some
+    steps, evenly in a random direction.
 
     Args:
         noise: Standard deviation of the noise on what is executed, in units of the action.
+        stray: Probability, per step, that a stray begins.
         blind: Whether the hidden fact is guessed anew in each episode instead of known: what a
             policy without memory achieves.
         seed: Seed of noise and guesses.
     """
 
-    def __init__(self, *, noise: float = 0.0, blind: bool = False, seed: int = 0):
+    def __init__(
+        self, *, noise: float = 0.0, stray: float = 0.0, blind: bool = False, seed: int = 0
+    ):
         if not 0 <= noise < float("inf"):
             raise InvalidValueError("noise", noise, "0 or more")
-        self.noise = noise
+        if not 0 <= stray < 1:
+            raise InvalidValueError("stray", stray, "0 or more, less than 1")
+        self.noise, self.stray = noise, stray
         self.blind = blind
         self.random = np.random.default_rng(seed)
         self.episode: tuple[ManipulationEnv, int] | None = None
         self.goals: Iterator[Goal] = iter(())
         self.goal: Goal | None = None
+        self.remaining = 0  # steps of the stray
+        self.direction = np.zeros(0)
+        self.astray = False
+        """Whether the last `disturb` led the arm astray: what it did then tells nothing."""
 
     def act(self, env: ManipulationEnv) -> np.ndarray:
         """Return the action of this step, float32; where the script ends, its last goal holds."""
@@ -39,12 +54,20 @@ class Oracle:
             task = env.task
             fact = int(self.random.integers(task.facts)) if self.blind else task.fact
             self.episode, self.goals = episode, task.script(env.world, fact)
+            self.remaining = 0
         self.goal = next(self.goals, self.goal)
         assert self.goal is not None, "a script begins with a goal"
         return env.control.toward(self.goal.position, self.goal.opening)
 
     def disturb(self, action: np.ndarray) -> np.ndarray:
-        """Return a noisy copy; the gripper is left as it is."""
+        """Return what is executed instead of an action; the gripper is left as it is."""
         noise = self.noise * self.random.standard_normal(action.shape)
         noise[-1] = 0
+        if self.stray and not self.remaining and self.random.random() < self.stray:
+            self.remaining = int(self.random.integers(*STRAY, endpoint=True))
+            self.direction = self.random.uniform(-1, 1, len(action) - 1)
+        self.astray = self.remaining > 0
+        if self.astray:
+            self.remaining -= 1
+            return np.append(self.direction, action[-1]).astype(np.float32)
         return np.clip(action + noise, -1, 1).astype(np.float32)

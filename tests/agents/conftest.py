@@ -78,7 +78,7 @@ def _demonstration(number: int, length: int, **parts: Any) -> Any:
     """A demonstration whose every number says which frame of which demonstration it is of."""
     import torch
 
-    from engram.agents.imitation_batches import Demonstration
+    from engram.agents.imitation_frames import Demonstration
     from engram.policies.perception import Sight
 
     frame = 1000.0 * number + torch.arange(length)
@@ -93,6 +93,7 @@ def _demonstration(number: int, length: int, **parts: Any) -> Any:
         sight,
         torch.stack([frame, -frame], -1) / 5000,
         torch.full((length, 1), float("nan")),
+        torch.zeros(length),
         torch.zeros(length),
         torch.zeros(length),
     )

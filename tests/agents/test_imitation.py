@@ -13,7 +13,8 @@ from torch import Tensor
 from engram.agents import checkpoint
 from engram.agents.imitation import Imitation, ImitationSettings
 from engram.agents.imitation_batches import Batch, Streaming
-from engram.agents.imitation_windows import EveryFrame, JitteredFrames, Windows
+from engram.agents.imitation_frames import EveryFrame, JitteredFrames
+from engram.agents.imitation_windows import Windows
 from engram.agents.training import DivergedError
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
@@ -142,6 +143,25 @@ def test_frames_that_depend_on_memory_are_drawn_more_often(cued: Make, cloning: 
         expected = asked * (1 + decision) / (1 + asked * decision)
         assert shares[decision] == pytest.approx(expected, abs=0.04)
     assert shares[1e6] > 0.999
+
+
+def test_no_moment_is_learnt_twice_where_there_are_enough(
+    demonstration: Make, cloning: Make
+) -> None:
+    episodes = [demonstration(i, 7) for i in range(3)]
+    for moments, distinct in ((21, True), (20, True), (22, False)):
+        rounds = Windows(episodes, rows=3, frames=EveryFrame(), chunk=2, seed=0)
+        run = cloning(rounds, moments=moments, learning_rate=STILL)
+        rows = []
+        loss = run.policy.loss
+
+        def watched(remembered: Any, action: Tensor, loss: Any = loss, rows: Any = rows, **k: Any):
+            rows.append(len(action.unique(dim=0)))
+            return loss(remembered, action, **k)
+
+        run.policy.loss = watched
+        losses(run, 1)
+        assert rows == [moments] if distinct else rows[0] < moments
 
 
 def test_the_average_of_the_weights_is_what_acts(cued: Make, cloning: Make) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from engram.agents.imitation_batches import Batches, Demonstration, Streaming
+from engram.agents.imitation_batches import Batches, Streaming
+from engram.agents.imitation_frames import DecisiveFrames, Demonstration
 from engram.kernels.errors import DataError, InvalidValueError
 
 Make = Callable[..., Demonstration]
@@ -70,6 +71,43 @@ def test_chunks_end_with_their_episode(demonstration: Make) -> None:
         assert torch.equal(done, ahead.minimum(last))
 
 
+def test_a_stream_plays_the_frames_that_were_chosen(demonstration: Make) -> None:
+    decision = torch.zeros(30)
+    decision[20:] = 1
+    episodes = [demonstration(i, 30, decision=decision) for i in range(4)]
+    choice = DecisiveFrames(0.3, 0.3)
+    streaming = Streaming(episodes, rows=2, steps=7, frames=choice, chunk=3, seed=0)
+    frames, start = played(streaming, 60)
+    lengths = set()
+    for row in range(2):
+        begun = start[:, row].nonzero()[:, 0].tolist()
+        assert begun[0] == 0 and len(begun) > 15
+        for a, b in itertools.pairwise(begun):
+            seen = frames[a:b, row]
+            assert len({n // 1000 for n in seen.tolist()}) == 1
+            places = (seen % 1000).tolist()
+            assert places == sorted(set(places)) and places[-10:] == list(range(20, 30))
+            lengths.add(b - a)
+    assert min(lengths) >= 10 and max(lengths) < 30 and len(lengths) > 4
+
+
+def test_actions_after_the_robot_was_led_astray_are_not_real(demonstration: Make) -> None:
+    astray = torch.zeros(8)
+    astray[[2, 3, 6]] = 1
+    streaming = Streaming([demonstration(0, 8, astray=astray)], rows=1, steps=8, chunk=4, seed=0)
+    real = streaming.next().frames.real[:, 0].int().tolist()
+    assert real == [
+        [1, 1, 1, 0],
+        [1, 1, 0, 0],
+        [1, 0, 0, 0],  # the first action is right; what was done instead, the next one answers
+        [1, 0, 0, 0],
+        [1, 1, 1, 0],
+        [1, 1, 0, 0],
+        [1, 0, 0, 0],
+        [1, 0, 0, 0],
+    ]
+
+
 @pytest.mark.parametrize("frame", [-1, 5])
 def test_frames_outside_an_episode_are_never_read(frame: int, demonstration: Make) -> None:
     streaming = Streaming([demonstration(0, 5)], rows=1, steps=1, chunk=1, seed=0)
@@ -80,8 +118,11 @@ def test_frames_outside_an_episode_are_never_read(frame: int, demonstration: Mak
 def test_a_stream_goes_on_where_it_was_saved(demonstration: Make) -> None:
     episodes = [demonstration(i, 3 + i) for i in range(5)]
 
+    episodes[3].decision[2:4] = 1
+
     def make(seed: int) -> Streaming:
-        return Streaming(episodes, rows=3, steps=4, chunk=2, seed=seed)
+        frames = DecisiveFrames()
+        return Streaming(episodes, rows=3, steps=4, frames=frames, chunk=2, seed=seed)
 
     for batches in range(12):  # among these are places where the order is used up
         first, second = make(0), make(9)
@@ -104,7 +145,7 @@ def test_a_stream_of_other_demonstrations_or_rows_is_refused(demonstration: Make
         make([3, 4]).check(saved, Path("run"))
     with pytest.raises(DataError, match="demonstrations are 3 of 12 frames"):
         make([5, 4, 3]).check(saved, Path("run"))
-    with pytest.raises(DataError, match=r"place is \[3\]; allowed: \[2\]"):
+    with pytest.raises(DataError, match=r"(place|chosen) is \[3.*allowed: \[2"):
         make([3, 4, 5], rows=2).check(saved, Path("run"))
     del saved["playing"]
     with pytest.raises(DataError, match="playing is missing"):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from engram.agents.imitation_batches import Streaming
-from engram.agents.imitation_windows import EveryFrame, Windows
+from engram.agents.imitation_frames import EveryFrame
+from engram.agents.imitation_windows import Windows
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory.sequence import Bank, Memo, OverStreams
 

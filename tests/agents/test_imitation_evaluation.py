@@ -33,7 +33,7 @@ def worlds(count: int = 2, *, told: bool = False) -> Manipulation:
 def policy(env: Manipulation, *, told: bool = False) -> VLA:
     objects = env.single_observation_space["objects"].shape
     sizes = SightSize(
-        (), 0, 9, len(VOCABULARY.words), VOCABULARY.length, objects, TASK.hints if told else 0
+        (), 0, 12, len(VOCABULARY.words), VOCABULARY.length, objects, TASK.hints if told else 0
     )
     actions = env.single_action_space.shape[0]
     return VLA(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from engram.agents.imitation_batches import Demonstration, Streaming
+from engram.agents.imitation_batches import Streaming
+from engram.agents.imitation_frames import Demonstration
 from engram.memory import state as states
 from engram.memory.sequence import Bank, PresentOnly
 from engram.policies.vla import VLA

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from engram.agents.imitation_batches import Demonstration
-from engram.agents.imitation_windows import (
+from engram.agents.imitation_frames import (
     Choice,
     CueFrames,
+    DecisiveFrames,
+    Demonstration,
     EveryFrame,
     JitteredFrames,
     RandomFrames,
-    Windows,
 )
+from engram.agents.imitation_windows import Windows
 from engram.kernels.errors import InvalidValueError
 
 Make = Callable[..., Demonstration]
@@ -65,6 +66,42 @@ def test_no_frame_of_the_cue_is_missed(demonstration: Make) -> None:
         assert frames == sorted(set(frames))
     missed = [not set(range(17, 22)) & set(f) for f in drawn(RandomFrames(8), episode, 300)]
     assert 0.3 < sum(missed) / 300 < 0.65  # C(55, 8) / C(60, 8) = 0.476
+
+
+def test_decisive_frames_are_those_that_matter_and_a_share_of_the_others(
+    demonstration: Make,
+) -> None:
+    shown, decision = torch.zeros(100), torch.zeros(100)
+    shown[20:25], decision[90:] = 1, 1
+    episode = demonstration(0, 100, shown=shown, decision=decision)
+    matter = {*range(20, 25), *range(90, 100)}
+    found = drawn(DecisiveFrames(0.2, 0.6), episode, 400)
+    others = [set(frames) - matter for frames in found]
+    assert all(frames == sorted(set(frames)) and matter <= set(frames) for frames in found)
+    sizes = torch.tensor([len(each) for each in others]) / 85
+    assert sizes.mean() == pytest.approx(0.4, abs=0.02)
+    # The share itself varies: draws of one share alone would have a deviation of 0.05.
+    assert sizes.std() > 0.1 and sizes.min() < 0.2 and sizes.max() > 0.6
+    assert set().union(*others) == set(range(100)) - matter
+    assert drawn(DecisiveFrames(0.0, 0.0), episode, 1) == [sorted(matter)]
+
+
+def test_decisive_frames_of_a_recording_that_marks_none_are_all(demonstration: Make) -> None:
+    assert drawn(DecisiveFrames(0.0, 0.0), demonstration(0, 7), 1) == [list(range(7))]
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ((-0.1, 0.5), "least is -0.1; allowed: 0 … 1"),
+        ((0.5, 0.4), "most is 0.4; allowed: least = 0.5 … 1"),
+        ((0.5, float("nan")), "most is nan"),
+        ((0.1, 1.1), "most is 1.1"),
+    ],
+)
+def test_shares_that_are_none_are_refused(shares: tuple[float, float], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        DecisiveFrames(*shares)
 
 
 def test_a_window_begins_empty_and_its_rows_are_different_episodes(demonstration: Make) -> None:

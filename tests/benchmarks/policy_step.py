@@ -17,7 +17,7 @@ from engram.policies.perception import Sight, SightSize
 from engram.policies.vla import VLA
 
 SIZES = SightSize(
-    cameras=("top",), image=64, proprioception=9, words=16, length=16, objects=(0, 0), oracle=0
+    cameras=("top",), image=64, proprioception=12, words=16, length=16, objects=(0, 0), oracle=0
 )
 MEMORIES = "none", "gru", "hcam", "bank"
 STEPS = 40

@@ -112,7 +112,7 @@ def own(tmp_path: Path) -> Own:
 
     def make(
         *,
-        states: int = 9,
+        states: int = 12,
         actions: int = 4,
         largest: float = 1.0,
         camera: str = "top",
@@ -140,7 +140,7 @@ def own(tmp_path: Path) -> Own:
 @pytest.mark.parametrize(
     ("different", "message"),
     [
-        ({"states": 7}, "but proprioception is 7; allowed: 9"),
+        ({"states": 7}, "but proprioception is 7; allowed: 12"),
         ({"camera": "front"}, r"but cameras is \('front',\); allowed: \('top',\)"),
         ({"side": 32}, "but image is 32; allowed: 64"),
         ({"actions": 7}, "but an action has 7 numbers; allowed: 4"),

@@ -30,6 +30,7 @@ SLOW = [
     (["demonstrations.episodes=0"], "1 or more"),
     (["demonstrations.episodes=many"], "whole numbers"),
     (["demonstrations.noise=-1"], "0 or more"),
+    (["demonstrations.stray=-1"], "0 or more"),
     (["demonstrations.image=0"], "1 or more"),
     (["demonstrations.cameras=[left]"], "left"),
     (["task.settings.gap=[-1,2]"], "gap"),
@@ -123,6 +124,7 @@ def test_a_damaged_note_on_a_recording_is_refused(
     [
         ({"demonstrations": {"seed": 1}}, "seed is 1; allowed: as the recording"),
         ({"demonstrations": {"noise": 0.1}}, "noise is 0.1"),
+        ({"demonstrations": {"stray": 0.1}}, "stray is 0.1"),
         ({"demonstrations": {"cameras": ["wrist"]}}, "cameras is ['wrist']"),
         ({"task": {"settings": {"colors": 3, "gap": [4, 4]}}}, "task.settings.gap is [4, 4]"),
         ({"task": {"name": "shell_game"}}, "task.name is 'shell_game'"),
@@ -158,7 +160,7 @@ def test_demonstrations_of_others_are_not_continued(
 def test_what_was_recorded_is_written_down(recorded: Path) -> None:
     facts = read_json(recorded / module.RECORDING)
     assert facts["task.name"] == "remember_color" and facts["task.settings.gap"] == [2, 2]
-    assert facts["noise"] == 0.3 and facts["seed"] == 0
+    assert facts["noise"] == 0.3 and facts["stray"] == 0.06 and facts["seed"] == 0
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -233,6 +235,6 @@ def test_a_recorder_that_is_killed_is_reported(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "_record", die)
     with (
         pytest.raises(RecorderKilledError, match="goes on where it was"),
-        module._recorder(int, {"seed": 0, "noise": 0.0}, 2) as each,  # type: ignore[arg-type]
+        module._recorder(int, {"seed": 0, "noise": 0.0, "stray": 0.0}, 2) as each,  # type: ignore[arg-type]
     ):
         list(each(range(3)))

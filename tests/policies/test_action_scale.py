@@ -68,6 +68,12 @@ def test_quantiles_that_make_no_scale_are_refused(low: list[float], high: list[f
         ActionScale(torch.tensor(low), torch.tensor(high))
 
 
+def test_actions_drawn_in_half_precision_are_restored_in_full() -> None:
+    scale = ActionScale(torch.tensor([-1.0]), torch.tensor([3.0]))
+    restored = scale.restore(torch.tensor([[0.5]], dtype=torch.bfloat16))
+    assert restored.dtype == torch.float32 and restored.item() == 2.0
+
+
 def test_the_scale_travels_with_the_weights() -> None:
     scale, other = ActionScale(LOW, HIGH), ActionScale(LOW * 0, HIGH * 0)
     other.load_state_dict(scale.state_dict())

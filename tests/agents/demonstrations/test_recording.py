@@ -58,6 +58,23 @@ def test_what_is_recorded_is_right_where_what_is_done_is_disturbed() -> None:
     assert moved > np.abs(np.diff(calm.frames["observation.state"][:6], axis=0)).max()
 
 
+def test_a_stray_leads_far_away_and_the_way_back_is_recorded() -> None:
+    calm, led = (record(world(gap=40), seed=0, number=1, stray=stray) for stray in (0.0, 0.2))
+    assert not calm.frames["astray"].any()
+    astray = led.frames["astray"][:, 0] > 0
+    assert 0.2 < astray.mean() < 0.8
+    place = led.frames["observation.state"][:, 6:9]
+    home = calm.frames["observation.state"][5, 6:9]
+    waiting = led.frames["decision"][:, 0] == 0
+    away = np.linalg.norm(place - home, axis=1)[waiting]
+    assert away.max() > 0.08, "[m], where noise of 0.3 stays within 0.03"
+    lead = led.frames["observation.state"][:, 9:]
+    # Every label, astray or not, is the move home from where the servos steer for.
+    wanted = (home - place - lead)[waiting] / 0.05
+    wanted = wanted / np.maximum(1, np.abs(wanted).max(1, keepdims=True))
+    assert np.allclose(led.frames["action"][waiting, :3], wanted, atol=0.06)
+
+
 def test_tasks_that_cannot_be_solved_are_an_error() -> None:
     with pytest.raises(OracleFailedError, match="RememberColor: the scripted policy failed 20"):
         record(world(patience=1), seed=0, number=0)

@@ -198,7 +198,7 @@ def test_an_opened_box_leaves_no_trace_and_opening_it_again_is_noticed():
         # Apart from the arm, which is on its way.
         world.data.qpos[world.hinges] = HOME_JOINTS
         world.settle()
-        seen.append(env.senses.observe(world, task))
+        seen.append(env.senses.observe(world, task, env.control))
         follow(env, lift_cover(world, box, place))
         assert task.first_choice == 0 and not task.succeeded
     assert seen[0]["objects"] == pytest.approx(seen[1]["objects"], abs=1e-4)
@@ -308,3 +308,5 @@ def test_an_unknown_fact_is_refused(task: str):
 def test_a_noise_that_is_no_deviation_is_refused():
     with pytest.raises(InvalidValueError, match="noise is -1"):
         Oracle(noise=-1.0)
+    with pytest.raises(InvalidValueError, match=r"stray is 1\.5"):
+        Oracle(stray=1.5)

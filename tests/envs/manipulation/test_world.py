@@ -11,7 +11,7 @@ import pytest
 from engram.envs.manipulation import EndEffectorControl, JointControl, ManipulationEnv
 from engram.envs.manipulation.arm import HOME, HOME_JOINTS, LOWER, OPENING, UPPER
 from engram.envs.manipulation.camera import Camera
-from engram.envs.manipulation.control import REACH_HIGH, REACH_LOW
+from engram.envs.manipulation.control import REACH_HIGH, REACH_LOW, Control
 from engram.envs.manipulation.props import Block, Button
 from engram.envs.manipulation.world import LEASH, World
 from engram.kernels.errors import InvalidValueError
@@ -88,10 +88,10 @@ def test_what_is_hidden_is_neither_seen_nor_felt():
     empty, _ = env.reset(seed=0)
     env.world.show("cube0", (0.3, 0, 0.02), (1.0, 0.0, 0.0))
     env.world.settle()
-    there = env.senses.observe(env.world, env.task)
+    there = env.senses.observe(env.world, env.task, env.control)
     env.world.hide("cube0")
     env.world.settle()
-    gone = env.senses.observe(env.world, env.task)
+    gone = env.senses.observe(env.world, env.task, env.control)
     assert all(np.array_equal(empty[name], gone[name]) for name in empty)
     changed = np.any(empty["top"] != there["top"], axis=2)
     assert 4 < changed.sum() < 200
@@ -133,12 +133,35 @@ def test_a_push_against_the_table_does_not_wind_up():
     assert world.tcp[2] > 0.05
 
 
+@pytest.mark.parametrize("kind", [EndEffectorControl, JointControl])
+def test_the_lead_is_what_the_arm_still_has_to_go(kind: type[Control]):
+    world = World(())
+    world.reset()
+    control = kind(world)
+    control.reset()
+    assert np.abs(control.lead).max() < 0.005
+    action = np.zeros(kind.size)
+    action[0] = 1
+    for _ in range(3):
+        control.act(action)
+        world.step()
+    place, lead = world.tcp, control.lead
+    assert np.linalg.norm(lead) > 0.01, "[m]: a moving arm lags behind"
+    if kind is EndEffectorControl:  # the move that stays where the arm steers for is none
+        assert np.abs(control.toward(place + lead, 0.0)[:-1]).max() < 1e-6
+    for _ in range(15):
+        control.act(np.zeros(kind.size))
+        world.step()
+    assert world.tcp == pytest.approx(place + lead, abs=0.006)
+    assert np.abs(control.lead).max() < 0.006
+
+
 def test_a_fine_picture_is_for_people():
     env = ManipulationEnv(render_mode="rgb_array")
     observation, _ = env.reset(seed=0)
     picture = env.render()
     assert picture is not None and picture.shape == (480, 480, 3) and picture.dtype == np.uint8
-    again = env.senses.observe(env.world, env.task)
+    again = env.senses.observe(env.world, env.task, env.control)
     assert np.array_equal(observation["top"], again["top"]), "the contexts mix"
     assert ManipulationEnv().render() is None
 
