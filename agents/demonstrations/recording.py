@@ -10,7 +10,7 @@ from engram.envs.manipulation.environment import ManipulationEnv
 from engram.envs.manipulation.oracle import Oracle
 from engram.kernels.errors import EngramError
 
-ATTEMPTS = 20
+ATTEMPTS = 100
 """Episodes tried before a demonstration is given up."""
 STATE = "observation.state"
 OBJECTS = "observation.environment_state"

@@ -10,6 +10,8 @@ from engram.kernels.errors import InvalidValueError
 
 STRAY = (2, 6)
 """Steps that a stray lasts, least and most."""
+CLEAR = 0.1
+"""Height above which a hand holds and pushes nothing [m]."""
 
 
 class Oracle:
@@ -18,12 +20,13 @@ class Oracle:
     For demonstrations, `act` gives the label and `disturb(label)` what to execute: it carries the
     arm to states from which the script then shows the way back. Noise alone leaves the arm within
     a centimetre or two of where the script wants it, however long it lasts, as every label undoes
-    all of it; a clone drifts farther. Hence strays: now and then the arm is led astray for some
-    steps, evenly in a random direction.
+    all of it; a clone drifts farther. Hence strays: now and then, while the hand is above
+    everything that stands on the table, the arm is led astray for some steps, evenly in a random
+    direction.
 
     Args:
         noise: Standard deviation of the noise on what is executed, in units of the action.
-        stray: Probability, per step, that a stray begins.
+        stray: Probability, per step with the hand up, that a stray begins.
         blind: Whether the hidden fact is guessed anew in each episode instead of known: what a
             policy without memory achieves.
         seed: Seed of noise and guesses.
@@ -63,7 +66,7 @@ class Oracle:
         """Return what is executed instead of an action; the gripper is left as it is."""
         noise = self.noise * self.random.standard_normal(action.shape)
         noise[-1] = 0
-        if self.stray and not self.remaining and self.random.random() < self.stray:
+        if self._free() and self.random.random() < self.stray:
             self.remaining = int(self.random.integers(*STRAY, endpoint=True))
             self.direction = self.random.uniform(-1, 1, len(action) - 1)
         self.astray = self.remaining > 0
@@ -71,3 +74,9 @@ class Oracle:
             self.remaining -= 1
             return np.append(self.direction, action[-1]).astype(np.float32)
         return np.clip(action + noise, -1, 1).astype(np.float32)
+
+    def _free(self) -> bool:
+        """Whether a stray may begin."""
+        if not self.stray or self.remaining or self.episode is None:
+            return False
+        return bool(self.episode[0].world.tcp[2] > CLEAR)

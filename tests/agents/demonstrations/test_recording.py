@@ -76,7 +76,7 @@ def test_a_stray_leads_far_away_and_the_way_back_is_recorded() -> None:
 
 
 def test_tasks_that_cannot_be_solved_are_an_error() -> None:
-    with pytest.raises(OracleFailedError, match="RememberColor: the scripted policy failed 20"):
+    with pytest.raises(OracleFailedError, match="RememberColor: the scripted policy failed 100"):
         record(world(patience=1), seed=0, number=0)
 
 
