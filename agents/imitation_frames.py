@@ -121,7 +121,7 @@ class DecisiveFrames(Choice):
         most: Largest share.
     """
 
-    def __init__(self, least: float = 0.1, most: float = 0.5):
+    def __init__(self, least: float = 0.1, most: float = 1.0):
         if not 0 <= least <= 1:
             raise InvalidValueError("least", least, "0 … 1")
         if not least <= most <= 1:
