@@ -182,11 +182,12 @@ def check_keys(
             raise UsageError(f"{argument!r} takes a key away; allowed: to set it, key=value")
         if key in groups:
             continue
-        if key.startswith("+"):  # a key of a callable that no file lists; the rest is in a file
-            key = key.lstrip("+")
-            key = key.rpartition(".")[0] or key
         if tree is None:
             tree = compose_tree(chosen, run=run)
+        if key.startswith("+"):
+            key = key.lstrip("+")
+            if _open(tree, key):
+                key = key.rpartition(".")[0]
         node: Any = tree
         for depth, name in enumerate(key.split(".")):
             allowed = [k for k in node if not k.startswith("_")] if isinstance(node, dict) else []
@@ -196,6 +197,16 @@ def check_keys(
                     raise UsageError(f"key {key!r} does not exist; {prefix} has no keys below it")
                 raise unknown(f"key{' in ' + prefix if prefix else ''}", name, allowed)
             node = node[name]
+
+
+def _open(tree: dict[str, Any], key: str) -> bool:
+    """Whether a key that no file lists would be read: by a callable, or by a world as a setting."""
+    node: Any = tree
+    for name in key.split(".")[:-1]:
+        node = node.get(name) if isinstance(node, dict) else None
+        if name == "settings" or (isinstance(node, dict) and "_target_" in node):
+            return True
+    return False
 
 
 def compose_tree(overrides: list[str], *, run: str = "train") -> dict[str, Any]:

@@ -224,7 +224,9 @@ def test_wrong_arguments_are_refused_in_one_line(
         ("+streams.foo=1", "unexpected keyword argument 'foo'"),
         ("+policy.expert.foo=1", "unexpected keyword argument 'foo'"),
         ("+batches.foo=1", "unexpected keyword argument 'foo'"),
-        ("+recollection.foo=1", "unexpected keyword argument 'foo'"),
+        ("+recollection.foo=1", "key in recollection 'foo' does not exist"),
+        ("+policy.chunks=4", "key in policy 'chunks' does not exist (did you mean chunk?)"),
+        ("+evaluation.foo=1", "key in evaluation 'foo' does not exist"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(
