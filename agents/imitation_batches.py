@@ -204,9 +204,8 @@ class Streaming(Batches):
         self.steps = steps
         self.frames = frames or EveryFrame()
         self.playing = [-1] * rows  # no episode yet
-        self.place = [0] * rows
-        longest = max(len(episode.action) for episode in episodes)
-        self.chosen = torch.full((rows, longest), -1)  # frames of these; -1 past the last one
+        self.ahead = [torch.arange(0)] * rows  # frames of it that are still to be played
+        self.longest = max(len(episode.action) for episode in episodes)
         self.first = True
 
     def next(self) -> Batch:
@@ -217,42 +216,36 @@ class Streaming(Batches):
 
     def tensors(self) -> dict[str, Tensor]:
         """Name what decides which batches come next."""
+        ahead = torch.full((self.rows, self.longest), -1)
+        for row, frames in zip(ahead, self.ahead, strict=True):
+            row[: len(frames)] = frames
         return super().tensors() | {
             "playing": torch.tensor(self.playing, dtype=torch.int64),
-            "place": torch.tensor(self.place, dtype=torch.int64),
-            "chosen": self.chosen.clone(),
+            "ahead": ahead,
             "first": torch.tensor(self.first),
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on where `tensors` were taken."""
         super().load(tensors)
-        self.playing, self.place = tensors["playing"].tolist(), tensors["place"].tolist()
-        self.chosen = tensors["chosen"].cpu().clone()
+        self.playing = tensors["playing"].tolist()
+        self.ahead = [row[row >= 0] for row in tensors["ahead"].cpu()]
         self.first = bool(tensors["first"])
 
     def _row(self, row: int) -> Frames:
         pieces = []
         missing = self.steps
         while missing:
-            if self.playing[row] < 0:
-                self._begin(row)
-            index, begin = self.playing[row], self.place[row]
-            frames = self.chosen[row, begin : begin + missing]
-            frames = frames[frames >= 0]
-            piece = self._take(index, frames)
-            pieces.append(piece._replace(start=piece.start & (begin == 0)))
+            begins = not len(self.ahead[row])
+            if begins:
+                self.playing[row] = self._draw()
+                episode = self.episodes[self.playing[row]]
+                self.ahead[row] = self.frames.choose(episode, self.generator)
+            frames, self.ahead[row] = self.ahead[row][:missing], self.ahead[row][missing:]
+            piece = self._take(self.playing[row], frames)
+            pieces.append(piece._replace(start=piece.start & begins))
             missing -= len(frames)
-            self.place[row] = end = begin + len(frames)
-            if end == self.chosen.shape[1] or self.chosen[row, end] < 0:
-                self.playing[row] = -1
         return states.tree_map(lambda *each: torch.cat(each), *pieces)
-
-    def _begin(self, row: int) -> None:
-        self.playing[row], self.place[row] = index, _ = self._draw(), 0
-        frames = self.frames.choose(self.episodes[index], self.generator)
-        self.chosen[row] = -1
-        self.chosen[row, : len(frames)] = frames
 
 
 def _digest(episodes: list[Demonstration]) -> Tensor:

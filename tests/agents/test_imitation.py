@@ -257,7 +257,7 @@ DAMAGE = {
     "half an optimizer": (without("optimizer.0.exp_avg_sq"), "0.exp_avg_sq is missing"),
     "no memory": (without("memory."), "is missing"),
     "no noise": (without("random"), "random is missing"),
-    "no place": (without("batches.place"), "place is missing"),
+    "no frames": (without("batches.ahead"), "ahead is missing"),
     "no order": (without("batches.random"), "random is missing"),
     "no updates": (forgetful, "updates is '3'; allowed: <class 'int'>"),
     "other demonstrations": (of_others, "demonstrations are 9 of"),
