@@ -52,7 +52,7 @@ def changed(composed: dict[str, Any], argument: str) -> dict[str, Any]:
         ("demonstrations.folder=nowhere", "demonstrations.folder: 'nowhere'; allowed: a folder"),
         ("demonstrations.folder=3", "demonstrations.folder: 3; allowed: a folder"),
         ("policy.execute=20", "execute is 20; allowed: 1 … chunk = 8"),
-        ("policy.chunk=0", "execute is 4; allowed: 1 … chunk = 0"),
+        ("policy.chunk=0", "execute is 2; allowed: 1 … chunk = 0"),
         ("policy.guidance=-2.0", "guidance is -2"),
         ("policy.cognitive=1", "heads is 4; allowed: divisors of cognitive = 1"),
         ("policy.expert.depth=0", "depth is 0; allowed: 1 or more"),
