@@ -70,7 +70,7 @@ class JointControl(Control):
 
     def toward(self, position: np.ndarray, opening: float) -> np.ndarray:
         """Follow a straight line, as `EndEffectorControl` would."""
-        now = np.clip(self.world.set_points, LOWER, UPPER)
+        now = self._held()
         here = self.kinematics.position(now)
         move = _shortened(position - here, EndEffectorControl.MOVE)
         turn = self.kinematics.solve(now, here + move)
@@ -80,8 +80,11 @@ class JointControl(Control):
     @property
     def lead(self) -> np.ndarray:
         """Where the set points would bring it."""
-        now = np.clip(self.world.set_points, LOWER, UPPER)
-        return self.kinematics.position(now) - self.world.tcp
+        return self.kinematics.position(self._held()) - self.world.tcp
+
+    def _held(self) -> np.ndarray:
+        """The joint angles that a turn begins at."""
+        return np.clip(self.world.set_points, LOWER, UPPER)
 
 
 class EndEffectorControl(Control):
@@ -119,13 +122,12 @@ class EndEffectorControl(Control):
 
     @property
     def lead(self) -> np.ndarray:
-        """Where the next move begins."""
-        return self._held() - self.world.tcp
+        """To the target, no farther than the leash allows."""
+        return np.clip(self.target - self.world.tcp, -self.LEAD, self.LEAD)
 
     def _held(self) -> np.ndarray:
-        """The target, no farther from the gripper than the leash allows."""
-        here = self.world.tcp
-        return here + np.clip(self.target - here, -self.LEAD, self.LEAD)
+        """Where a move begins."""
+        return self.world.tcp + self.lead
 
 
 def _shortened(move: np.ndarray, longest: float) -> np.ndarray:

@@ -26,8 +26,8 @@ class ManipulationEnv(gymnasium.Env):
     Observations are a Dict: one uint8 `[S, S, 3]` picture per camera, `proprioception` float32
     `[12]` (five joint angles [rad], gripper opening [m], gripper position [m], how far ahead of it
     the place is that the servos steer for [m]) and, where asked for, `objects`, `oracle` and
-    `instruction`; see `Senses`. Actions are float32 in [-1, 1]; what they
-    mean is up to `control`. The reward is 1 at success.
+    `instruction`; see `Senses`. Actions are float32 in [-1, 1]; what they mean is up to `control`.
+    The reward is 1 at success.
 
     An episode ends (terminated) at success, or where success has become impossible, and is cut off
     (truncated) at the task's limit. Everything follows from `reset(seed=...)`. `info` has, at each

@@ -18,9 +18,9 @@ class Oracle:
     """Follows the task's script in one environment.
 
     For demonstrations, `act` gives the label and `disturb(label)` what to execute: it carries the
-    arm to states from which the script then shows the way back. Noise alone leaves the arm within
-    a centimetre or two of where the script wants it, however long it lasts, as every label undoes
-    all of it; a clone drifts farther. Hence strays: now and then, while the hand is above
+    arm to states from which the script then shows the way back. Noise alone leaves the arm near
+    where the script wants it, however long it lasts, as every label undoes all of it; a clone
+    drifts farther. Hence strays: now and then, while the hand is above
     everything that stands on the table, the arm is led astray for some steps, evenly in a random
     direction.
 
