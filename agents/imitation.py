@@ -16,8 +16,12 @@ from engram.agents.seeds import derive
 from engram.agents.training import DivergedError, Report
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
+from engram.policies.foresight import Foresight
 from engram.policies.recollection import Recollection
 from engram.policies.vla import VLA, Remembered
+
+PARTS = "policy", "average", "recollection", "foresight"
+"""Modules of a run that a checkpoint holds."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Imitation:
     Args:
         policy: Who learns.
         recollection: The losses that teach the memory.
+        foresight: The loss that teaches to look for the goal.
         batches: Where demonstrations come from.
         settings: How.
         seed: The integer that every random choice of the run flows from.
@@ -78,6 +83,7 @@ class Imitation:
         self,
         policy: VLA,
         recollection: Recollection,
+        foresight: Foresight,
         batches: Batches,
         settings: ImitationSettings,
         *,
@@ -85,13 +91,18 @@ class Imitation:
     ):
         if batches.chunk != policy.chunk:
             raise InvalidValueError("chunk of the batches", batches.chunk, f"{policy.chunk}")
-        self.policy, self.recollection, self.batches = policy, recollection, batches
+        self.policy, self.recollection, self.foresight = policy, recollection, foresight
+        self.batches = batches
         self.settings, self.seed = settings, seed
         self.device = policy.scale.low.device
         # The average is of all but buffers, which never change.
         self.average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         self.average.requires_grad_(False)
-        self.parameters = [*policy.parameters(), *recollection.parameters()]
+        self.parameters = [
+            parameter
+            for part in (policy, recollection, foresight)
+            for parameter in part.parameters()
+        ]
         self.optimizer = torch.optim.AdamW(
             self.parameters, settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-6
         )
@@ -184,7 +195,10 @@ class Imitation:
             shown=frames.shown > 0,
         )
         action_loss = torch.where(real, error, 0.0).sum() / real.sum()
-        return {"action": action_loss, **recalled}, states.snapshot(memory)
+        # What the recording does not mark is not asked: the end may lie beyond another choice.
+        asked = frames.real[..., 0] & (frames.decision > 0)
+        foreseen = self.foresight(remembered.fused, frames.end, asked)
+        return {"action": action_loss, **recalled, **foreseen}, states.snapshot(memory)
 
     def _empty(self, batch: int) -> Any:
         """Return the memory before an episode, with seeds for what it draws."""
@@ -219,7 +233,7 @@ class Imitation:
                     f"checkpoint {path}: {name} is {facts.get(name)!r}; allowed: {kind}"
                 )
         self._check(tensors, path)
-        for name in ("policy", "average", "recollection"):
+        for name in PARTS:
             getattr(self, name).load_state_dict(checkpoint.part(tensors, name))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in checkpoint.part(tensors, "optimizer").items():
@@ -236,7 +250,7 @@ class Imitation:
 
     def _check(self, tensors: dict[str, Tensor], path: Path) -> None:
         """Compare a checkpoint with this run before anything of it is used."""
-        for name in ("policy", "average", "recollection"):
+        for name in PARTS:
             wanted = getattr(self, name).state_dict()
             checkpoint.check(checkpoint.part(tensors, name), wanted, path)
         found = checkpoint.part(tensors, "optimizer")
@@ -257,6 +271,7 @@ class Imitation:
             "policy": self.policy.state_dict(),
             "average": self.average.state_dict(),
             "recollection": self.recollection.state_dict(),
+            "foresight": self.foresight.state_dict(),
             "batches": self.batches.tensors(),
             "memory": states.flatten(self.memory),
         }

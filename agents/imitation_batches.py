@@ -30,6 +30,8 @@ class Frames(NamedTuple):
     decision: Float[Tensor, "*n"]
     start: Bool[Tensor, "*n"]
     """Where the memory begins."""
+    end: Float[Tensor, "*n P"]
+    """Proprioception in the last frame of the episode."""
 
 
 class Batch(NamedTuple):
@@ -136,6 +138,7 @@ class Batches(abc.ABC):
             episode.shown[frames],
             episode.decision[frames],
             torch.arange(len(frames)) == 0,
+            episode.sight.proprioception[-1:].expand(len(frames), -1),
         )
 
 

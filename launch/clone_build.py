@@ -22,6 +22,7 @@ from engram.envs.manipulation import Manipulation, ManipulationEnv, make_task
 from engram.kernels.errors import DataError
 from engram.launch.build import instantiate_plainly, plain_errors
 from engram.policies.action_scale import ActionScale
+from engram.policies.foresight import Foresight
 from engram.policies.language import Vocabulary
 from engram.policies.perception import Perception, SightSize, SightStatistics
 from engram.policies.recollection import Recollection
@@ -118,13 +119,19 @@ def build_imitation(
             derive(seed, "recollection"),
             lambda: Recollection(policy.perception, cues, **tree["recollection"]),
         ).to(device)
+    with plain_errors("foresight"):
+        felt = lesson.statistics.proprioception
+        foresight = build_policy(
+            derive(seed, "foresight"),
+            lambda: Foresight(policy.perception, felt, **tree["foresight"]),
+        ).to(device)
     make = instantiate_plainly(tree["batches"])
     with plain_errors("batches"):
         batches: Batches = make(
             lesson.episodes, chunk=tree["policy"]["chunk"], seed=derive(seed, "batches")
         )
     settings = instantiate_plainly(tree["imitation"])
-    return Imitation(policy, recollection, batches, settings, seed=seed)
+    return Imitation(policy, recollection, foresight, batches, settings, seed=seed)
 
 
 def build_world(tree: dict[str, Any], **settings: Any) -> ManipulationEnv:

@@ -133,6 +133,7 @@ def _cloning(batches: Any, *, memory: Any = None, told: bool = False, **settings
     from engram.policies.action_expert import ActionExpert
     from engram.policies.action_scale import ActionScale
     from engram.policies.denoising import Flow
+    from engram.policies.foresight import Foresight
     from engram.policies.perception import Perception, SightSize
     from engram.policies.recollection import Recollection
     from engram.policies.vla import VLA
@@ -151,8 +152,9 @@ def _cloning(batches: Any, *, memory: Any = None, told: bool = False, **settings
         denoising=Flow(5),
     )
     recollection = Recollection(policy.perception, 1, past=past, horizon=4, width=16)
+    foresight = Foresight(policy.perception, (torch.zeros(1), torch.ones(1)), width=16)
     small = {"updates": 100, "warmup": 5, "moments": 16, "repeats": 1} | settings
-    return Imitation(policy, recollection, batches, ImitationSettings(**small), seed=3)
+    return Imitation(policy, recollection, foresight, batches, ImitationSettings(**small), seed=3)
 
 
 @pytest.fixture

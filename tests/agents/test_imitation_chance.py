@@ -96,4 +96,11 @@ def test_demonstrations_of_the_same_lengths_are_not_the_same(
 def test_batches_of_another_chunk_are_refused(cued: Make, cloning: Make) -> None:
     run = cloning(streaming(cued))
     with pytest.raises(InvalidValueError, match="chunk of the batches is 3; allowed: 2"):
-        type(run)(run.policy, run.recollection, streaming(cued, chunk=3), run.settings, seed=0)
+        type(run)(
+            run.policy,
+            run.recollection,
+            run.foresight,
+            streaming(cued, chunk=3),
+            run.settings,
+            seed=0,
+        )

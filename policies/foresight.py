@@ -1,0 +1,84 @@
+"""Where a demonstration ends, as a loss that teaches a policy to look."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from engram.kernels.errors import InvalidValueError
+from engram.memory.sequence.streams import Streams
+from engram.policies.attention import CrossAttention
+from engram.policies.perception import Perceiver, Standardization
+
+
+class Foresight(nn.Module):
+    """Guesses from what leaves the memory how the robot will stand when the demonstration ends.
+
+    A single action says little about its goal: far away, all goals in one direction ask for the
+    same. Where the gripper will be in the end names the goal from the first frame of the decision
+    on; it needs no labels, and its gradient reaches image encoder and memory without the noise of
+    drawn actions in between.
+
+    The fused cognitive token attends to the fused perceptual tokens, each in its light, as the
+    action expert sees them; an MLP guesses the standardized proprioception of the last frame.
+
+    Args:
+        perception: Whose streams these are.
+        statistics: Mean and standard deviation of every number of proprioception.
+        weight: Of the loss; 0 is none.
+        width: Features of the head.
+        heads: Of its attention.
+    """
+
+    def __init__(
+        self,
+        perception: Perceiver,
+        statistics: tuple[Float[Tensor, " P"], Float[Tensor, " P"]],
+        *,
+        weight: float = 1.0,
+        width: int = 128,
+        heads: int = 4,
+    ):
+        super().__init__()
+        if not 0 <= weight < float("inf"):
+            raise InvalidValueError("foresight.weight", weight, "finite, 0 or more")
+        if heads < 1 or width < 1 or width % heads:
+            raise InvalidValueError("foresight.heads", heads, f"divisors of width = {width}")
+        (_, d), (_, e) = perception.perceptual, perception.cognitive
+        felt = perception.sizes.proprioception
+        self.weight, self.active = weight, bool(weight and felt)
+        if not self.active:
+            return
+        self.standard = Standardization(*statistics)
+        self.query, self.token = nn.Linear(e, width), nn.Linear(d, width)
+        self.relate_in, self.relate_out = nn.Linear(d + e, width), nn.Linear(width, width)
+        self.attention = CrossAttention(width, heads)
+        self.norm = nn.LayerNorm(width)
+        self.guess = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, felt)
+        )
+
+    def forward(
+        self,
+        fused: Streams,
+        end: Float[Tensor, "*batch P"],
+        asked: Bool[Tensor, "*batch"],
+    ) -> dict[str, Tensor]:
+        """Return the mean squared error, weighted, as a scalar; nothing where it has no weight.
+
+        Args:
+            fused: What came out of the memory, `[*batch, ...]`.
+            end: Proprioception in the last frame of the episode.
+            asked: The frames that are asked: those from which the end can be known.
+        """
+        if not self.active:
+            return {}
+        if not asked.any():
+            return {"goal": end.new_zeros(())}
+        tokens, cognitive = fused.perceptual[asked], fused.cognitive[asked][:, :1]
+        both = torch.cat([tokens, cognitive.expand(-1, tokens.shape[1], -1)], -1)
+        seen = self.token(tokens) + self.relate_out(F.gelu(self.relate_in(both)))
+        query = self.query(cognitive)
+        read = self.norm(query + self.attention(query, self.attention.keys(seen)))
+        error = self.guess(read)[:, 0].float() - self.standard(end[asked])
+        return {"goal": self.weight * error.square().mean()}
