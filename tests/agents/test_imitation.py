@@ -100,7 +100,7 @@ def test_padding_never_reaches_a_loss(cued: Make, cloning: Make) -> None:
         found.append(losses(cloning(batches, past=1.0), 4))
         assert batches.padded > 10
     assert found[0] == found[1]
-    assert {"action", "cue", "recall"} <= found[0][0].keys()
+    assert {"action", "cue", "recall", "goal"} <= found[0][0].keys()
 
 
 def test_what_is_guessed_past_the_end_of_an_episode_is_not_judged(
@@ -120,6 +120,24 @@ def test_what_is_guessed_past_the_end_of_an_episode_is_not_judged(
         run.policy.loss = partial(judged, run.policy.loss, wrong)
         found.append(losses(run, 3))
     assert found[0] == found[1] and min(past) > 5
+
+
+def test_the_end_is_asked_where_the_action_depends_on_memory_and_nowhere_else(
+    cued: Make, cloning: Make
+) -> None:
+    run = cloning(windows(cued))
+    batch = windows(cued).next().frames
+    asked: list[Tensor] = []
+    whole = run.foresight.forward
+
+    def watched(fused: Any, end: Tensor, where: Tensor) -> Any:
+        asked.append(where)
+        return whole(fused, end, where)
+
+    run.foresight.forward = watched
+    losses(run, 1)
+    expected = (batch.decision > 0) & batch.real[..., 0]
+    assert torch.equal(asked[0], expected) and 0 < int(expected.sum()) < expected.numel()
 
 
 def test_frames_that_depend_on_memory_are_drawn_more_often(cued: Make, cloning: Make) -> None:

@@ -91,6 +91,19 @@ def test_a_stream_plays_the_frames_that_were_chosen(demonstration: Make) -> None
     assert min(lengths) >= 10 and max(lengths) < 30 and len(lengths) > 4
 
 
+def test_every_frame_is_told_where_its_own_episode_ends(demonstration: Make) -> None:
+    lengths = [3, 11, 1, 6]
+    episodes = [demonstration(i, length) for i, length in enumerate(lengths)]
+    streaming = Streaming(
+        episodes, rows=2, steps=4, frames=DecisiveFrames(0.3, 0.6), chunk=2, seed=1
+    )
+    for _ in range(12):
+        frames = streaming.next().frames
+        episode = number(frames.sight.proprioception[..., 0]) // 1000
+        last = 1000 * episode + torch.tensor(lengths)[episode] - 1
+        assert torch.equal(number(frames.end[..., 0]), last)
+
+
 def test_actions_after_the_robot_was_led_astray_are_not_real(demonstration: Make) -> None:
     astray = torch.zeros(8)
     astray[[2, 3, 6]] = 1

@@ -97,7 +97,7 @@ def test_without_weight_or_sense_there_is_no_loss(
 
 @pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
 def test_a_weight_that_is_none_is_refused(perception: Perception, weight: float) -> None:
-    with pytest.raises(InvalidValueError, match="foresight.weight is"):
+    with pytest.raises(InvalidValueError, match=r"foresight\.weight is"):
         Foresight(perception, statistics(perception), weight=weight)
 
 
