@@ -102,6 +102,7 @@ def build_vla(
             execute=settings["execute"],
             denoising=instantiate_plainly(settings["denoising"]),
             guidance=settings["guidance"],
+            temperature=settings["temperature"],
         )
 
     with plain_errors("policy"):  # what is a partial is called in there

@@ -53,6 +53,9 @@ class VLA(nn.Module):
         denoising: How actions are drawn.
         guidance: Strength of classifier-free guidance; 1 is none and costs one call per step
             instead of two.
+        temperature: Standard deviation of the noise that a draw begins with (low-temperature
+            sampling: Ajay et al. 2023, arXiv 2211.15657); 1, as published, draws from all that the
+            policy holds possible, its own doubts included; near 0 it stays between equal choices.
     """
 
     def __init__(
@@ -66,12 +69,15 @@ class VLA(nn.Module):
         execute: int = 4,
         denoising: Denoising | None = None,
         guidance: float = 1.0,
+        temperature: float = 0.5,
     ):
         super().__init__()
         if not 1 <= execute <= chunk:
             raise InvalidValueError("execute", execute, f"1 … chunk = {chunk}")
         if not 1 <= guidance < float("inf"):
             raise InvalidValueError("guidance", guidance, "1 or more")
+        if not 0 <= temperature < float("inf"):
+            raise InvalidValueError("temperature", temperature, "finite, 0 or more")
         self.perception = perception
         self.memory = memory(perceptual=perception.perceptual, cognitive=perception.cognitive)
         self.actions, self.chunk, self.execute = len(scale.low), chunk, execute
@@ -85,7 +91,7 @@ class VLA(nn.Module):
             raise InvalidValueError("guidance", guidance, "1, as the expert's drop is 0")
         self.scale = scale
         self.denoising = denoising or Flow()
-        self.guidance = guidance
+        self.guidance, self.temperature = guidance, temperature
 
     def initial_state(self, batch: int) -> ActingState:
         """Return the state of `batch` robots that saw nothing."""
@@ -137,7 +143,7 @@ class VLA(nn.Module):
     ) -> Float[Tensor, "n C A"]:
         """Draw chunks of actions, in the units of the demonstrations."""
         like = remembered.present.cognitive
-        noise = torch.randn(
+        noise = self.temperature * torch.randn(
             len(like), self.chunk, self.actions,
             generator=generator, device=like.device, dtype=like.dtype,
         )  # fmt: skip

@@ -130,6 +130,26 @@ def test_actions_that_are_not_finite_never_become_a_loss(small_vla: Make, sight_
         policy.loss(moments(policy, 2), action)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+def test_a_draw_begins_with_noise_of_the_temperature(
+    temperature: float, small_vla: Make, sight_size: Make
+) -> None:
+    begun: list[Tensor] = []
+
+    class Begun(Flow):
+        def draw(self, noise: Tensor, predict: Any) -> Tensor:
+            begun.append(noise)
+            return super().draw(noise, predict)
+
+    policy = small_vla(sight_size(), denoising=Begun(2), temperature=temperature)
+    drawn = [policy.draw(moments(policy, 2), torch.Generator().manual_seed(n)) for n in (4, 4, 5)]
+    expected = temperature * torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(begun[0], expected)
+    assert torch.equal(begun[0], begun[1])
+    assert torch.equal(begun[0], begun[2]) is (temperature == 0)
+    assert all(each.isfinite().all() for each in drawn)
+
+
 @pytest.mark.parametrize("modulated", [False, True], ids=["context", "modulated"])
 def test_guidance_goes_beyond_what_the_blind_branch_says(
     modulated: bool, small_vla: Make, sight_size: Make
@@ -322,6 +342,8 @@ def test_numbers_that_are_none_are_refused_before_they_are_remembered(
         ({"execute": 5}, "execute is 5; allowed: 1 … chunk = 4"),
         ({"guidance": 0.9}, r"guidance is 0\.9; allowed: 1 or more"),
         ({"guidance": float("nan")}, "guidance is nan"),
+        ({"temperature": -0.5}, r"temperature is -0\.5; allowed: finite, 0 or more"),
+        ({"temperature": float("nan")}, "temperature is nan"),
         (
             {"guidance": 1.5, "expert": {"drop": 0.0}},
             r"guidance is 1\.5; allowed: 1, as the expert's drop is 0",

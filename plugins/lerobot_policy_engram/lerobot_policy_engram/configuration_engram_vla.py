@@ -49,6 +49,8 @@ class EngramVLAConfig(PreTrainedConfig):
     """Calls of the expert per draw."""
     guidance: float = 1.0
     """Strength of classifier-free guidance; 1 is none."""
+    temperature: float = 0.5
+    """Of drawing actions; 1 draws from all that the policy holds possible."""
     repeats: int = 2
     """Draws of noise per learnt frame."""
 

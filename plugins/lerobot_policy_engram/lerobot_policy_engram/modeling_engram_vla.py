@@ -241,4 +241,5 @@ def _build(config: EngramVLAConfig, words: int) -> VLA:
         execute=config.n_action_steps,
         denoising=denoising(config.denoising_steps),
         guidance=config.guidance,
+        temperature=config.temperature,
     )
