@@ -30,8 +30,12 @@ def draw(
 
     tasks = list(dict.fromkeys(finding.task for finding in found))
     memories = list(dict.fromkeys(finding.memory for finding in found))
-    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(memories)}
-    style = {name: "-" if i < len(COLOURS) else "--" for i, name in enumerate(memories)}
+    # Grey is for who remembers nothing, wherever it stands in the list.
+    grey, *bright = COLOURS
+    others = [name for name in memories if name != "none"]
+    colour = {name: bright[i % len(bright)] for i, name in enumerate(others)} | {"none": grey}
+    style = {name: "-" if i < len(bright) else "--" for i, name in enumerate(others)}
+    style["none"] = "-"
     figure = Figure(figsize=(14, 3.6 * len(tasks)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(tasks), 3, squeeze=False)
@@ -64,7 +68,8 @@ def draw(
         row[2].set(title="success while learning", xlabel="training [s]", ylim=(-0.03, 1.03))
         for axis in row:
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize=8, ncols=2)
+    lines = axes[0][0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", frameon=False, fontsize=9, ncols=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
