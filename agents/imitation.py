@@ -195,7 +195,7 @@ class Imitation:
             shown=frames.shown > 0,
         )
         action_loss = torch.where(real, error, 0.0).sum() / real.sum()
-        # What the recording does not mark is not asked: the end may lie beyond another choice.
+        # Before the decision the end cannot be known: it lies beyond the choice.
         asked = frames.real[..., 0] & (frames.decision > 0)
         foreseen = self.foresight(remembered.fused, frames.end, asked)
         return {"action": action_loss, **recalled, **foreseen}, states.snapshot(memory)
@@ -251,8 +251,9 @@ class Imitation:
     def _check(self, tensors: dict[str, Tensor], path: Path) -> None:
         """Compare a checkpoint with this run before anything of it is used."""
         for name in PARTS:
-            wanted = getattr(self, name).state_dict()
-            checkpoint.check(checkpoint.part(tensors, name), wanted, path)
+            wanted = {f"{name}.{k}": v for k, v in getattr(self, name).state_dict().items()}
+            found = {k: v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            checkpoint.check(found, wanted, path)
         found = checkpoint.part(tensors, "optimizer")
         begun = {name.split(".", 1)[0] for name in found}  # those that ever got a gradient
         wanted = {}

@@ -122,9 +122,10 @@ def build_imitation(
         ).to(device)
     with plain_errors("foresight"):
         felt = lesson.statistics.proprioception
+        marked = any(bool(episode.decision.any()) for episode in lesson.episodes)
         foresight = build_policy(
             derive(seed, "foresight"),
-            lambda: Foresight(policy.perception, felt, **tree["foresight"]),
+            lambda: Foresight(policy.perception, felt, marked=marked, **tree["foresight"]),
         ).to(device)
     make = instantiate_plainly(tree["batches"])
     with plain_errors("batches"):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from engram.launch.clone_results import Finding, Learning
-from engram.launch.report import COLOURS
+from engram.launch.report import looks
 
 
 def draw(
@@ -30,18 +30,12 @@ def draw(
 
     tasks = list(dict.fromkeys(finding.task for finding in found))
     memories = list(dict.fromkeys(finding.memory for finding in found))
-    # Grey is for who remembers nothing, wherever it stands in the list.
-    grey, *bright = COLOURS
-    others = [name for name in memories if name != "none"]
-    colour = {name: bright[i % len(bright)] for i, name in enumerate(others)} | {"none": grey}
-    style = {name: "-" if i < len(bright) else "--" for i, name in enumerate(others)}
-    style["none"] = "-"
+    look = looks(memories)
     figure = Figure(figsize=(14, 3.6 * len(tasks)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(tasks), 3, squeeze=False)
     for row, task in zip(axes, tasks, strict=True):
         for memory in memories:
-            look = {"color": colour[memory], "linestyle": style[memory]}
             mine = [f for f in found if (f.task, f.memory) == (task, memory)]
             gaps = [f.gap for f in mine]
             for axis, mean, half in (
@@ -49,12 +43,12 @@ def draw(
                 (row[1], [f.success for f in mine], [f.success_half for f in mine]),
             ):
                 wide = np.where(np.isfinite(half), half, 0)
-                axis.errorbar(gaps, mean, wide, capsize=3, label=memory, **look)
+                axis.errorbar(gaps, mean, wide, capsize=3, label=memory, **look[memory])
             curve = curves[task, memory]
-            row[2].plot(curve.seconds, curve.success.mean(0), **look)
+            row[2].plot(curve.seconds, curve.success.mean(0), **look[memory])
             low, high = curve.success.min(0), curve.success.max(0)
             row[2].fill_between(
-                curve.seconds, low, high, color=colour[memory], alpha=0.15, linewidth=0
+                curve.seconds, low, high, color=look[memory]["color"], alpha=0.15, linewidth=0
             )
         chance = next(f.chance for f in found if f.task == task)
         row[0].axhline(chance, color="black", linewidth=0.8, linestyle=":")

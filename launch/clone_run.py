@@ -209,10 +209,14 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
     try:
         scale = (average["scale.low"], average["scale.high"])
     except KeyError as error:
-        raise DataError(f"{folder / CHECKPOINT} is damaged: it has no {error}") from None
+        raise DataError(
+            f"{folder / CHECKPOINT} is damaged or of another version: it has no {error}"
+        ) from None
     try:
         policy = build_vla(tree, sizes, scale, 0).to(device)
     except KeyError as error:
-        raise DataError(f"{folder / 'config.json'} is damaged: it has no {error}") from None
+        raise DataError(
+            f"{folder / 'config.json'} is damaged or of another version: it has no {error}"
+        ) from None
     checkpoint.load_module(policy, average, folder / CHECKPOINT)
     return Cloned(policy.eval(), vocabulary), tree

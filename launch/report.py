@@ -3,12 +3,17 @@
 import base64
 import html
 import io
+from collections.abc import Iterable
 
 import numpy as np
 
 from engram.launch.results import Curve, Row
 
-COLOURS = ["#7f7f7f", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b"]
+GREY = "#7f7f7f"
+COLOURS = (
+    "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e",
+    "#17becf", "#8c564b", "#e377c2", "#bcbd22",
+)  # fmt: skip
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
        color: #1a1a1a; }
@@ -47,7 +52,7 @@ def draw(
         for axis in places[len(series) - 3 * row :]:
             axis.set_visible(False)
         axes += list(places)
-    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(curves)}
+    colour = {name: look["color"] for name, look in looks(curves).items()}
     for name, curve in curves.items():
         steps, scores = thin(curve, log_free_points)
         known = ~np.isnan(scores).all(0)
@@ -85,6 +90,17 @@ def draw(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
+
+
+def looks(memories: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Choose colours and lines of memories: grey for who remembers nothing, wherever it stands."""
+    found = {"none": {"color": GREY, "linestyle": "-"}}
+    others = [name for name in memories if name != "none"]
+    for i, name in enumerate(others):
+        turn, place = divmod(i, len(COLOURS))
+        line = ("-", "--", ":", "-.")[turn % 4]
+        found[name] = {"color": COLOURS[place], "linestyle": line}
+    return found
 
 
 def thin(curve: Curve, points: int) -> tuple[np.ndarray, np.ndarray]:

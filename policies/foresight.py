@@ -16,15 +16,19 @@ class Foresight(nn.Module):
 
     A single action says little about its goal: far away, all goals in one direction ask for the
     same. Where the gripper will be in the end names the goal from the first frame of the decision
-    on; it needs no labels, and its gradient reaches image encoder and memory without the noise of
-    drawn actions in between.
+    on, in tasks that end with one choice of a place; its gradient reaches image encoder and memory
+    without the noise of drawn actions in between. Where the end does not depend on what is
+    remembered (a count, a push's strength) nothing of it is taught, and of a sequence only the
+    last place.
 
-    The fused cognitive token attends to the fused perceptual tokens, each in its light, as the
-    action expert sees them; an MLP guesses the standardized proprioception of the last frame.
+    The fused cognitive token attends to the fused perceptual tokens, each in its light, as an
+    action expert that is not modulated sees them; an MLP guesses the standardized proprioception
+    of the last frame.
 
     Args:
         perception: Whose streams these are.
         statistics: Mean and standard deviation of every number of proprioception.
+        marked: Whether recordings say when the end can be known; else there is no loss.
         weight: Of the loss; 0 is none.
         width: Features of the head.
         heads: Of its attention.
@@ -35,6 +39,7 @@ class Foresight(nn.Module):
         perception: Perceiver,
         statistics: tuple[Float[Tensor, " P"], Float[Tensor, " P"]],
         *,
+        marked: bool = True,
         weight: float = 1.0,
         width: int = 128,
         heads: int = 4,
@@ -42,11 +47,13 @@ class Foresight(nn.Module):
         super().__init__()
         if not 0 <= weight < float("inf"):
             raise InvalidValueError("foresight.weight", weight, "finite, 0 or more")
-        if heads < 1 or width < 1 or width % heads:
-            raise InvalidValueError("foresight.heads", heads, f"divisors of width = {width}")
+        if width < 1:
+            raise InvalidValueError("width", width, "1 or more")
+        if heads < 1 or width % heads:
+            raise InvalidValueError("heads", heads, f"divisors of width = {width}")
         (_, d), (_, e) = perception.perceptual, perception.cognitive
         felt = perception.sizes.proprioception
-        self.weight, self.active = weight, bool(weight and felt)
+        self.weight, self.active = weight, bool(weight and felt and marked)
         if not self.active:
             return
         self.standard = Standardization(*statistics)
@@ -69,16 +76,21 @@ class Foresight(nn.Module):
         Args:
             fused: What came out of the memory, `[*batch, ...]`.
             end: Proprioception in the last frame of the episode.
-            asked: The frames that are asked: those from which the end can be known.
+            asked: The frames that are asked.
         """
         if not self.active:
             return {}
-        if not asked.any():
+        rows = asked.flatten().nonzero()[:, 0]
+        if not len(rows):
             return {"goal": end.new_zeros(())}
-        tokens, cognitive = fused.perceptual[asked], fused.cognitive[asked][:, :1]
+        axes = asked.ndim - 1
+        tokens, cognitive, end = (
+            part.flatten(0, axes)[rows] for part in (fused.perceptual, fused.cognitive, end)
+        )
+        cognitive = cognitive[:, :1]
         both = torch.cat([tokens, cognitive.expand(-1, tokens.shape[1], -1)], -1)
         seen = self.token(tokens) + self.relate_out(F.gelu(self.relate_in(both)))
         query = self.query(cognitive)
         read = self.norm(query + self.attention(query, self.attention.keys(seen)))
-        error = self.guess(read)[:, 0].float() - self.standard(end[asked])
+        error = self.guess(read)[:, 0].float() - self.standard(end)
         return {"goal": self.weight * error.square().mean()}

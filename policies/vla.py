@@ -53,9 +53,11 @@ class VLA(nn.Module):
         denoising: How actions are drawn.
         guidance: Strength of classifier-free guidance; 1 is none and costs one call per step
             instead of two.
-        temperature: Standard deviation of the noise that a draw begins with (low-temperature
-            sampling: Ajay et al. 2023, arXiv 2211.15657); 1, as published, draws from all that the
-            policy holds possible, its own doubts included; near 0 it stays between equal choices.
+        temperature: Standard deviation of the noise that a draw begins with. 1, as published,
+            draws from all that the policy holds possible, its own doubts included; below 1 a draw
+            favours the likelier actions, and at 0 it may stay between two choices. Low-temperature
+            sampling (Ajay et al. 2023, arXiv 2211.15657) scales the covariance at every step; both
+            samplers here are deterministic, and have no noise but the first.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class VLA(nn.Module):
         execute: int = 4,
         denoising: Denoising | None = None,
         guidance: float = 1.0,
-        temperature: float = 0.5,
+        temperature: float = 1.0,
     ):
         super().__init__()
         if not 1 <= execute <= chunk:

@@ -117,7 +117,8 @@ def _cued(number: int, *, shown: int = 1, gap: tuple[int, int] = (3, 6), asked: 
     objects = torch.stack([sign * seen, decision, seen], -1)[:, None]
     known = (seen + decision).cummax(0).values > 0
     cue = torch.where(known, sign, float("nan"))[:, None]
-    sight = whole.sight._replace(objects=objects, proprioception=torch.zeros(length, 1))
+    felt = 0.1 * torch.sin(number + time)[:, None]  # moves, and says nothing of the sign
+    sight = whole.sight._replace(objects=objects, proprioception=felt)
     action = torch.stack([sign * decision, decision - 0.5], -1)
     return whole._replace(sight=sight, action=action, cue=cue, shown=seen, decision=decision)
 
@@ -152,7 +153,8 @@ def _cloning(batches: Any, *, memory: Any = None, told: bool = False, **settings
         denoising=Flow(5),
     )
     recollection = Recollection(policy.perception, 1, past=past, horizon=4, width=16)
-    foresight = Foresight(policy.perception, (torch.zeros(1), torch.ones(1)), width=16)
+    felt = torch.zeros(1), torch.ones(1)
+    foresight = Foresight(policy.perception, felt, weight=settings.pop("foresight", 1.0), width=16)
     small = {"updates": 100, "warmup": 5, "moments": 16, "repeats": 1} | settings
     return Imitation(policy, recollection, foresight, batches, ImitationSettings(**small), seed=3)
 

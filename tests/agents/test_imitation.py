@@ -127,17 +127,35 @@ def test_the_end_is_asked_where_the_action_depends_on_memory_and_nowhere_else(
 ) -> None:
     run = cloning(windows(cued))
     batch = windows(cued).next().frames
-    asked: list[Tensor] = []
-    whole = run.foresight.forward
+    seen: list[Any] = []
+    foresee, remember = run.foresight.forward, run.policy.forward
 
-    def watched(fused: Any, end: Tensor, where: Tensor) -> Any:
-        asked.append(where)
-        return whole(fused, end, where)
+    def remembered(*given: Any) -> Any:
+        seen.append(remember(*given))
+        return seen[0]
 
-    run.foresight.forward = watched
+    def foreseen(*given: Any) -> Any:
+        seen.append(given)
+        return foresee(*given)
+
+    run.policy.forward, run.foresight.forward = remembered, foreseen
     losses(run, 1)
+    (known, _), (fused, end, asked) = seen
+    assert fused is known.fused and fused is not known.present
+    assert torch.equal(end, batch.end) and not torch.equal(end, batch.sight.proprioception)
     expected = (batch.decision > 0) & batch.real[..., 0]
-    assert torch.equal(asked[0], expected) and 0 < int(expected.sum()) < expected.numel()
+    assert torch.equal(asked, expected) and 0 < int(expected.sum()) < expected.numel()
+
+
+def test_without_weight_the_end_is_not_asked(cued: Make, cloning: Make, tmp_path: Path) -> None:
+    run, other = (cloning(streaming(cued), foresight=0.0) for _ in range(2))
+    assert "goal" not in losses(run, 2)[-1]
+    run.save(tmp_path / "run.safetensors", {})
+    other.load(tmp_path / "run.safetensors")
+    assert losses(run, 1) == losses(other, 1)
+    asking = cloning(streaming(cued))
+    with pytest.raises(DataError, match=r"foresight\.\S+ is missing; allowed"):
+        asking.load(tmp_path / "run.safetensors")
 
 
 def test_frames_that_depend_on_memory_are_drawn_more_often(cued: Make, cloning: Make) -> None:

@@ -57,6 +57,8 @@ def changed(composed: dict[str, Any], argument: str) -> dict[str, Any]:
         ("policy.cognitive=1", "heads is 4; allowed: divisors of cognitive = 1"),
         ("policy.expert.depth=0", "depth is 0; allowed: 1 or more"),
         ("recollection.cue=-1.0", "cue is -1"),
+        ("policy.temperature=-1.0", r"temperature is -1\.0; allowed: finite, 0 or more"),
+        ("foresight.weight=-1.0", r"foresight\.weight is -1\.0; allowed: finite, 0 or more"),
         ("recollection.horizon=0", "horizon is 0"),
         ("batches.rows=0", "rows is 0; allowed: 1 or more"),
         ("imitation.ema=1.0", "imitation.ema is 1"),

@@ -101,6 +101,21 @@ def test_a_weight_that_is_none_is_refused(perception: Perception, weight: float)
         Foresight(perception, statistics(perception), weight=weight)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"heads": 3, "width": 16}, "heads is 3; allowed: divisors of width = 16"),
+        ({"heads": 0}, "heads is 0; allowed: divisors of width = 128"),
+        ({"width": 0}, "width is 0; allowed: 1 or more"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    perception: Perception, settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        Foresight(perception, statistics(perception), **settings)
+
+
 def test_it_teaches_to_find_what_the_memory_names(perception: Perception) -> None:
     """Of two places that tokens show, the cognitive token says which: a fixed task of both."""
     torch.manual_seed(0)

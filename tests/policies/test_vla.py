@@ -131,12 +131,13 @@ def test_actions_that_are_not_finite_never_become_a_loss(small_vla: Make, sight_
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("denoising", [Diffusion, Flow])
 def test_a_draw_begins_with_noise_of_the_temperature(
-    temperature: float, small_vla: Make, sight_size: Make
+    denoising: Any, temperature: float, small_vla: Make, sight_size: Make
 ) -> None:
     begun: list[Tensor] = []
 
-    class Begun(Flow):
+    class Begun(denoising):
         def draw(self, noise: Tensor, predict: Any) -> Tensor:
             begun.append(noise)
             return super().draw(noise, predict)

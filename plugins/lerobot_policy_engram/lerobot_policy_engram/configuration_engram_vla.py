@@ -49,8 +49,8 @@ class EngramVLAConfig(PreTrainedConfig):
     """Calls of the expert per draw."""
     guidance: float = 1.0
     """Strength of classifier-free guidance; 1 is none."""
-    temperature: float = 0.5
-    """Of drawing actions; 1 draws from all that the policy holds possible."""
+    temperature: float = 1.0
+    """Of drawing actions; below 1 the likelier are favoured (0.5 in `engram clone`)."""
     repeats: int = 2
     """Draws of noise per learnt frame."""
 

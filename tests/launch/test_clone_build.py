@@ -1,0 +1,77 @@
+"""What `engram clone` builds is what its configuration and the demonstrations say."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from engram.agents.imitation import Imitation
+from engram.agents.imitation_frames import Demonstration
+from engram.agents.imitation_sights import quantiles_of, statistics_of
+from engram.launch.clone_build import Lesson, build_imitation, build_vla
+from engram.launch.clone_config import compose_clone
+from engram.policies.language import Vocabulary
+from engram.policies.perception import Sight, SightSize
+
+SIZES = SightSize(
+    cameras=(), image=0, proprioception=12, words=4, length=3, objects=(2, 3), oracle=0
+)
+SCALE = -torch.ones(4), torch.ones(4)
+
+
+def composed(*arguments: str) -> dict[str, Any]:
+    (tree,) = compose_clone(
+        ["demonstrations.objects=true", "memory=gru", *arguments]
+    ).trees.values()
+    return tree
+
+
+def lesson(*, marked: bool) -> Lesson:
+    """Four demonstrations of ten frames, whose last three are marked as the decision, or not."""
+    length, random = 10, torch.Generator().manual_seed(0)
+    decision = torch.zeros(length)
+    if marked:
+        decision[-3:] = 1
+    episodes = [
+        Demonstration(
+            Sight(
+                {},
+                3 + 2 * torch.randn(length, 12, generator=random),
+                torch.zeros(length, 3, dtype=torch.int64),
+                torch.randn(length, 2, 3, generator=random),
+                torch.zeros(length, 0),
+            ),
+            torch.rand(length, 4, generator=random),
+            torch.zeros(length, 0),
+            torch.zeros(length),
+            decision,
+            torch.zeros(length),
+        )
+        for _ in range(4)
+    ]
+    words = Vocabulary.of(["touch it"], length=3)
+    return Lesson(episodes, words, SIZES, quantiles_of(episodes), statistics_of(episodes))
+
+
+def built(tree: dict[str, Any], *, marked: bool = True) -> Imitation:
+    return build_imitation(tree, lesson(marked=marked), device=torch.device("cpu"), seed=0)
+
+
+@pytest.mark.parametrize("temperature", [0.25, 0.5, 1.0])
+def test_a_policy_has_the_temperature_that_was_asked_for(temperature: float) -> None:
+    tree = composed(f"policy.temperature={temperature}")
+    assert build_vla(tree, SIZES, SCALE, 0).temperature == temperature
+
+
+def test_the_end_is_guessed_in_the_units_of_the_demonstrations() -> None:
+    given = lesson(marked=True)
+    foresight = built(composed()).foresight
+    mean, std = given.statistics.proprioception
+    torch.testing.assert_close(foresight.standard(mean + std), torch.ones(12))
+    assert mean.abs().min() > 1
+
+
+def test_the_end_is_asked_where_a_recording_marks_the_decision() -> None:
+    assert "goal" in built(composed()).iterate()
+    assert "goal" not in built(composed(), marked=False).iterate()
+    assert "goal" not in built(composed("foresight.weight=0.0")).iterate()
