@@ -27,6 +27,7 @@ NAMES = [
     "voxels_real",
     "voxels_cuda",
     "demonstrations",
+    "manipulation_steps",
 ]
 
 
