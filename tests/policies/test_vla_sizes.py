@@ -77,7 +77,7 @@ def built(*arguments: str) -> VLA:
 def test_sizes_are_one_key(size: str, least: float, most: float) -> None:
     policy = built(f"size={size}", "memory=bank")
     assert least < count(policy) < most
-    widths = {"small": (64, 160), "base": (128, 768), "large": (256, 4096)}
+    widths = {"small": (64, 192), "base": (128, 768), "large": (256, 4096)}
     perception = policy.perception
     assert (perception.perceptual[1], perception.cognitive[1]) == widths[size]
 
