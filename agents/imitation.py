@@ -250,10 +250,10 @@ class Imitation:
 
     def _check(self, tensors: dict[str, Tensor], path: Path) -> None:
         """Compare a checkpoint with this run before anything of it is used."""
-        for name in PARTS:
-            wanted = {f"{name}.{k}": v for k, v in getattr(self, name).state_dict().items()}
-            found = {k: v for k, v in tensors.items() if k.startswith(f"{name}.")}
-            checkpoint.check(found, wanted, path)
+        own = {name: getattr(self, name).state_dict() for name in PARTS}
+        wanted = {f"{name}.{k}": v for name, each in own.items() for k, v in each.items()}
+        found = {k: v for k, v in tensors.items() if k.partition(".")[0] in PARTS}
+        checkpoint.check(found, wanted, path)
         found = checkpoint.part(tensors, "optimizer")
         begun = {name.split(".", 1)[0] for name in found}  # those that ever got a gradient
         wanted = {}
@@ -269,10 +269,7 @@ class Imitation:
 
     def _tensors(self) -> dict[str, Tensor]:
         parts: dict[str, dict[str, Tensor]] = {
-            "policy": self.policy.state_dict(),
-            "average": self.average.state_dict(),
-            "recollection": self.recollection.state_dict(),
-            "foresight": self.foresight.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in PARTS},
             "batches": self.batches.tensors(),
             "memory": states.flatten(self.memory),
         }

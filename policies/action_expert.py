@@ -3,13 +3,12 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.attention import sinusoid
-from engram.policies.attention import CrossAttention, SelfAttention
+from engram.policies.attention import CrossAttention, Related, SelfAttention
 
 
 class Condition(NamedTuple):
@@ -119,9 +118,7 @@ class ActionExpert(nn.Module):
         self.drop, self.modulated = drop, modulated
         self.action_in = nn.Linear(actions, width)
         self.cognition_in = nn.Linear(cognitive, width)
-        self.perception_in = nn.Linear(perceptual, width)
-        self.relate_in = nn.Linear(perceptual + cognitive, width)
-        self.relate_out = nn.Linear(width, width)
+        self.related = Related(perceptual, cognitive, width)
         self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         if modulated:
             self.memory_perception_in = nn.Linear(perceptual, width)
@@ -161,8 +158,7 @@ class ActionExpert(nn.Module):
             raise InvalidValueError("memory", type(memory).__name__, f"modulated={self.modulated}")
         if hidden is not None:
             cognitive = torch.where(hidden[:, None, None], self.null, cognitive)
-        both = torch.cat([perceptual, cognitive.expand(-1, perceptual.shape[1], -1)], -1)
-        seen = self.perception_in(perceptual) + self.relate_out(F.gelu(self.relate_in(both)))
+        seen = self.related(perceptual, cognitive)
         modulation: tuple[tuple[Tensor, Tensor], ...] = ()
         if memory is not None:
             tokens = torch.cat(

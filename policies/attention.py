@@ -1,5 +1,7 @@
-"""Multi-head attention as the blocks of a policy use it."""
+"""Multi-head attention as the blocks of a policy use it, and what it attends to."""
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -53,6 +55,29 @@ class CrossAttention(nn.Module):
         """Attend to keys that were computed before."""
         (q,) = _heads(self.query(x), 1, self.heads)
         return self.out(attend(q, *keys).transpose(1, 2).flatten(2))
+
+
+class Related(nn.Module):
+    """Tokens in the light of another: W p + U GELU(V [p; c]), before they are attended to.
+
+    Args:
+        features: Of the tokens p.
+        other: Features of the token c.
+        width: Features of what comes out.
+    """
+
+    def __init__(self, features: int, other: int, width: int):
+        super().__init__()
+        self.token = nn.Linear(features, width)
+        self.relate_in = nn.Linear(features + other, width)
+        self.relate_out = nn.Linear(width, width)
+
+    def forward(
+        self, tokens: Float[Tensor, "n N D"], other: Float[Tensor, "n 1 E"]
+    ) -> Float[Tensor, "n N W"]:
+        """Relate every token to the other one."""
+        both = torch.cat([tokens, other.expand(-1, tokens.shape[1], -1)], -1)
+        return self.token(tokens) + self.relate_out(F.gelu(self.relate_in(both)))
 
 
 def _heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

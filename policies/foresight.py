@@ -1,13 +1,11 @@
 """Where a demonstration ends, as a loss that teaches a policy to look."""
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.streams import Streams
-from engram.policies.attention import CrossAttention
+from engram.policies.attention import CrossAttention, Related
 from engram.policies.perception import Perceiver, Standardization
 
 
@@ -57,8 +55,7 @@ class Foresight(nn.Module):
         if not self.active:
             return
         self.standard = Standardization(*statistics)
-        self.query, self.token = nn.Linear(e, width), nn.Linear(d, width)
-        self.relate_in, self.relate_out = nn.Linear(d + e, width), nn.Linear(width, width)
+        self.query, self.related = nn.Linear(e, width), Related(d, e, width)
         self.attention = CrossAttention(width, heads)
         self.norm = nn.LayerNorm(width)
         self.guess = nn.Sequential(
@@ -88,9 +85,7 @@ class Foresight(nn.Module):
             part.flatten(0, axes)[rows] for part in (fused.perceptual, fused.cognitive, end)
         )
         cognitive = cognitive[:, :1]
-        both = torch.cat([tokens, cognitive.expand(-1, tokens.shape[1], -1)], -1)
-        seen = self.token(tokens) + self.relate_out(F.gelu(self.relate_in(both)))
-        query = self.query(cognitive)
+        query, seen = self.query(cognitive), self.related(tokens, cognitive)
         read = self.norm(query + self.attention(query, self.attention.keys(seen)))
         error = self.guess(read)[:, 0].float() - self.standard(end)
         return {"goal": self.weight * error.square().mean()}

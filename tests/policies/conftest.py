@@ -202,3 +202,11 @@ def vlms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, save in (("llava", save_llava), ("qwen", save_qwen)):
         save(folder / name)
     return {name: folder / name for name in ("llava", "qwen")}
+
+
+@pytest.fixture
+def perception() -> Any:
+    """A perception of few features, of a sight with all parts."""
+    from engram.policies.perception import Perception
+
+    return Perception(_sizes(), perceptual=8, cognitive=12, features=16, heads=2)

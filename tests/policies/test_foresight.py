@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engram.kernels.errors import InvalidValueError
@@ -15,11 +14,6 @@ from engram.policies.perception import Perception
 
 T, B = 5, 3
 Sizes = Callable[..., Any]
-
-
-@pytest.fixture
-def perception(sight_size: Sizes) -> Perception:
-    return Perception(sight_size(), perceptual=8, cognitive=12, features=16, heads=2)
 
 
 def streams(perception: Perception) -> Streams:
@@ -138,4 +132,4 @@ def test_it_teaches_to_find_what_the_memory_names(perception: Perception) -> Non
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert F.mse_loss(torch.tensor(losses[-20:]), torch.zeros(20)) ** 0.5 < 0.1, losses[-20:]
+    assert max(losses[-20:]) < 0.1, losses[-20:]

@@ -20,11 +20,6 @@ Sizes = Callable[..., Any]
 Sights = Callable[..., Any]
 
 
-@pytest.fixture
-def perception(sight_size: Sizes) -> Perception:
-    return Perception(sight_size(), perceptual=8, cognitive=12, features=16, heads=2)
-
-
 def streams(perception: Perception) -> Streams:
     return Streams(
         torch.randn(T, B, *perception.perceptual), torch.randn(T, B, *perception.cognitive)

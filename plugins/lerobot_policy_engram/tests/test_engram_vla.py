@@ -212,7 +212,9 @@ def test_chunks_go_on_where_the_last_ended(dataset: Callable[..., Any]):
         policy.forward_chunk(batch, state, start[:2])
 
 
-@pytest.mark.parametrize("options", [{"diffusion": True}, {"modulated": True}, {"guidance": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"diffusion": True}, {"modulated": True}, {"guidance": 1.5}, {"temperature": 0.5}]
+)
 def test_other_ways_to_draw_actions(dataset: Callable[..., Any], options: dict[str, Any]):
     policy = build(dataset, **options)
     policy.forward(default_collate([samples(policy, dataset)[4]]))[0].backward()
@@ -274,6 +276,7 @@ def test_lerobot_train_trains_it(
         ({"repeats": 0}, "policy.repeats is 0"),
         ({"n_action_steps": 5}, "execute is 5"),
         ({"guidance": 0.5}, "guidance is 0.5"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
         ({"denoising_steps": 0}, "steps is 0"),
     ],
 )
