@@ -3,6 +3,7 @@
 #   make demo    compare memories on small tasks; the report goes to runs/demo
 #   make test    the suite, in minutes
 #   make slow    the tests that the suite leaves out
+#   make check   both in one go, which takes less time than one after the other
 #   make lint    ruff and pyright
 #   make wheel   build the wheel and import it in an environment of its own
 #   make bench   print the benchmark tables
@@ -22,7 +23,7 @@ export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint wheel bench lerobot clean
+.PHONY: help install demo test slow check lint wheel bench lerobot clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -53,6 +54,10 @@ test: $(INSTALLED)
 # pytest exits with 5 when it finds no test, which here is no failure.
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -n logical --maxprocesses 8 --dist loadgroup --durations=15 || [ $$? -eq 5 ]
+
+# While a test waits for its processes another runs: the clusters of Ray follow one another anyway.
+check: $(INSTALLED)
+	$(BIN)/python -m pytest -m "slow or not slow" -n logical --maxprocesses 8 --dist loadgroup --durations=15
 
 # Each tool runs whatever the one before it found.
 lint: $(INSTALLED)

@@ -12,6 +12,7 @@ from engram.launch.config import (
     check_keys,
     choices,
     compose_tree,
+    parse_bfloat16,
     parse_device,
     parse_seeds,
     parse_workers,
@@ -74,6 +75,8 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
             trees[task, memory] = conform(tree, defaults, least=LEAST)
     tree = trees[tasks[0], memories[0]]
     device = parse_device(tree["device"])
+    for tree in trees.values():
+        tree["imitation"]["bfloat16"] = parse_bfloat16(tree["imitation"]["bfloat16"], device)
     one = len(tasks) == len(memories) == 1
     default = f"clone-{tasks[0]}-{memories[0]}" if one else "clone"
     return CloneSettings(

@@ -58,7 +58,7 @@ def _conform(value: Any, default: Any, key: str) -> Any:
             _conform(entry, None, key)
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidValueError(key, value, "finite numbers")
-    if key in ("seeds", "workers", "device", "memories", "tasks"):
+    if key in ("seeds", "workers", "device", "memories", "tasks", "imitation.bfloat16"):
         return value  # of several kinds; config.py checks them
     return _of_kind(value, default, key)
 

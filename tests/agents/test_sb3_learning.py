@@ -33,7 +33,7 @@ def score(cue: Env, memory: str, steps: int) -> float:
         env,
         n_steps=32,
         n_epochs=4,
-        learning_rate=3e-3,
+        learning_rate=1e-3,
         ent_coef=0.01,
         seed=1,
         device="cpu",

@@ -8,6 +8,7 @@ import torch
 from engram.agents.imitation import Imitation
 from engram.agents.imitation_frames import Demonstration
 from engram.agents.imitation_sights import quantiles_of, statistics_of
+from engram.kernels.errors import EngramError
 from engram.launch.clone_build import Lesson, build_imitation, build_vla
 from engram.launch.clone_config import compose_clone
 from engram.policies.language import Vocabulary
@@ -75,3 +76,21 @@ def test_the_end_is_asked_where_a_recording_marks_the_decision() -> None:
     assert "goal" in built(composed()).iterate()
     assert "goal" not in built(composed(), marked=False).iterate()
     assert "goal" not in built(composed("foresight.weight=0.0")).iterate()
+
+
+@pytest.mark.parametrize(
+    ("typed", "amx", "found"),
+    [("auto", True, True), ("auto", False, False), ("true", False, True), ("false", True, False)],
+)
+def test_cpus_without_amx_compute_in_float32(
+    typed: str, amx: bool, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    arguments = [f"imitation.bfloat16={typed}", "memory=[gru,none]", "device=cpu"]
+    for tree in compose_clone(arguments).trees.values():
+        assert tree["imitation"]["bfloat16"] is found
+
+
+def test_a_precision_that_does_not_exist_is_named() -> None:
+    with pytest.raises(EngramError, match="bfloat16 is 'half'; allowed: auto, true, false"):
+        compose_clone(["imitation.bfloat16=half"])

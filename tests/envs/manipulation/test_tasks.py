@@ -217,9 +217,10 @@ def test_a_puck_slides_as_far_as_its_friction_says(believed: int):
         place = env.world.position("puck")
         if any(env.step(env.control.toward(*goal))[2:4]):
             break
-    # v² = 2 μ g d, with the speed that another friction would have asked for.
+    # v² = 2 μ g d, with the speed that another friction would have asked for. Slow pucks lose up to
+    # a third at the bar, how much differs between processors; the frictions are twice apart.
     slid = place[0] - task.strip[0] + 0.08
-    assert slid == pytest.approx(0.08 * FRICTION[believed] / friction, rel=0.2)
+    assert slid == pytest.approx(0.08 * FRICTION[believed] / friction, rel=0.4)
     assert task.first_choice == (believed == 1)
 
 
