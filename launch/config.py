@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,18 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in Path(folder, group).glob("*.yaml"))
 
 
-def unknown(what: str, seen: str, allowed: list[str]) -> UsageError:
-    """Build the error for a name that does not exist, close ones first."""
-    close = difflib.get_close_matches(seen, allowed, n=3)
+def unknown(
+    what: str, seen: str, allowed: list[str], elsewhere: list[str] | None = None
+) -> UsageError:
+    """Build the error for a name that does not exist, close ones first.
+
+    Args:
+        what: Of what kind it is.
+        seen: The name.
+        allowed: Names that exist.
+        elsewhere: Full names of what is called so in other places.
+    """
+    close = elsewhere or difflib.get_close_matches(seen, allowed, n=3)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     return UsageError(f"{what} {seen!r} does not exist{hint}; allowed: {', '.join(allowed)}")
 
@@ -195,7 +205,8 @@ def check_keys(
                 prefix = ".".join(key.split(".")[:depth])
                 if not allowed:
                     raise UsageError(f"key {key!r} does not exist; {prefix} has no keys below it")
-                raise unknown(f"key{' in ' + prefix if prefix else ''}", name, allowed)
+                what = f"key{' in ' + prefix if prefix else ''}"
+                raise unknown(what, name, allowed, list(_ending(tree, key)))
             node = node[name]
 
 
@@ -279,6 +290,16 @@ def parse_workers(seen: Any, device: torch.device) -> int:
     if seen == "auto":
         return 1 if device.type == "cuda" else len(os.sched_getaffinity(0))
     return _whole("workers", seen)
+
+
+def _ending(tree: dict[str, Any], key: str, above: str = "") -> Iterator[str]:
+    """Yield the full names of keys that end with a shorter one."""
+    for name, value in tree.items():
+        full = above + str(name)
+        if full.endswith(f".{key}"):
+            yield full
+        if isinstance(value, dict):
+            yield from _ending(value, key, f"{full}.")
 
 
 def parse_bfloat16(seen: Any, device: torch.device) -> bool:

@@ -9,6 +9,9 @@ from engram.launch.main import main
 
 WRONG = {
     "budgt=1": ["budgt", "did you mean budget", "seeds"],
+    "learning_rate=1": ["learning_rate", "did you mean agent.learning_rate?", "seeds"],
+    "auxiliary.predict=1": ["auxiliary", "did you mean policy.auxiliary.predict?"],
+    "episodes=1": ["episodes", "did you mean evaluation.episodes?"],
     "memory=gruu": ["gruu", "gru", "hcam"],
     "env=strete": ["strete", "street", "ballet"],
     "env.grap=x": ["grap", "decks"],
