@@ -86,6 +86,13 @@ class WordEncoder(nn.Module):
 
     def forward(self, words: Int[Tensor, "n W"]) -> Float[Tensor, "n D"]:
         """Encode instructions; an empty one is the zero vector."""
+        if len(words) == 1:
+            return self._encode(words)
+        # All frames of an episode have the same instruction, and most episodes of a task.
+        different, which = words.unique(dim=0, return_inverse=True)
+        return self._encode(different)[which]
+
+    def _encode(self, words: Int[Tensor, "n W"]) -> Float[Tensor, "n D"]:
         present = (words > 0)[..., None]
         each = self.layer(self.embedding(words) + self.position[: words.shape[1]])
         return torch.where(present, each, 0.0).sum(1) / present.sum(1).clamp(min=1)

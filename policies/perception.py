@@ -224,7 +224,7 @@ class Perception(Perceiver):
             objects = torch.where(in_view, self.standard_object(objects), 0.0)
             views.append(self.object_in(objects))
         perceptual = torch.cat([self.compression(view) for view in views], 1)
-        query = self._told(sight.words.flatten(0, len(batch) - 1))
+        query = self.words(sight.words.flatten(0, len(batch) - 1))
         if self.felt is not None:
             felt = torch.cat([self.standard_felt(sight.proprioception), sight.oracle], -1)
             query = query + self.felt(felt.flatten(0, len(batch) - 1))
@@ -233,13 +233,6 @@ class Perception(Perceiver):
             query = reader(query, everything)
         cognitive = self.norm(query)
         return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
-
-    def _told(self, words: Int[Tensor, "n W"]) -> Float[Tensor, "n E"]:
-        """Encode instructions, each that occurs only once: all frames of an episode have one."""
-        if len(words) == 1:
-            return self.words(words)
-        different, which = words.unique(dim=0, return_inverse=True)
-        return self.words(different)[which]
 
 
 class _Reader(nn.Module):

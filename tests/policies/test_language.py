@@ -80,3 +80,14 @@ def test_every_parameter_of_the_encoder_gets_a_gradient() -> None:
     encoder(torch.tensor([[1, 2, 3], [4, 5, 0]])).sin().sum().backward()
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_an_instruction_that_many_frames_share_is_encoded_once() -> None:
+    encoder = WordEncoder(5, 8, length=3)
+    words = torch.tensor([[1, 2, 3], [4, 5, 0], [1, 2, 3], [0, 0, 0], [4, 5, 0]])
+    rows: list[int] = []
+    hook = encoder.layer.register_forward_pre_hook(lambda _, seen: rows.append(len(seen[0])))
+    together = encoder(words)
+    hook.remove()
+    assert rows == [3]
+    torch.testing.assert_close(together, torch.cat([encoder(row) for row in words.split(1)]))

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from engram.kernels.errors import InvalidValueError
-from engram.memory.state import take, tree_map
 from engram.policies.perception import Compression, Perception
 
 Sizes = Callable[..., Any]
@@ -58,6 +57,8 @@ def test_tokens_of_both_streams_leave_at_scale_one(sight_size: Sizes, random_sig
 
 
 def test_batches_of_any_axes_are_seen_alike(sight_size: Sizes, random_sight: Sights) -> None:
+    from engram.memory.state import tree_map
+
     perception = build(sizes := sight_size())
     sight = random_sight(sizes, 3, 2)
     whole = perception(sight)
@@ -96,23 +97,6 @@ def test_what_is_felt_and_told_reaches_the_cognitive_token_alone(
     before, after = perception(sight), perception(sight._replace(**{part: getattr(other, part)}))
     assert torch.equal(before.perceptual, after.perceptual)
     assert not torch.allclose(before.cognitive, after.cognitive, atol=1e-4)
-
-
-def test_an_instruction_that_many_frames_share_is_encoded_once(
-    sight_size: Sizes, random_sight: Sights
-) -> None:
-    perception = build(sizes := sight_size())
-    sight = random_sight(sizes, 7, 3)
-    sight = sight._replace(words=sight.words[:1].expand(7, -1, -1))
-    rows: list[int] = []
-    hook = perception.words.register_forward_hook(lambda _, seen, made: rows.append(len(seen[0])))
-    found = perception(sight)
-    assert rows == [3]
-    hook.remove()
-    frames = tree_map(lambda part: part.flatten(0, 1), sight)
-    for row, together in enumerate(found.cognitive.flatten(0, 1)):
-        alone = perception(take(frames, torch.tensor([row])))
-        assert torch.allclose(alone.cognitive[0], together, atol=1e-6)
 
 
 def test_compression_by_hand() -> None:
