@@ -167,17 +167,17 @@ def quantiles_of(episodes: list[Demonstration]) -> tuple[Tensor, Tensor]:
 
 
 def statistics_of(episodes: list[Demonstration]) -> SightStatistics:
-    """Return mean and standard deviation of what is felt and of the objects in view."""
+    """Return mean and standard deviation of what is felt, of the objects in view, of known cues."""
     felt = torch.cat([episode.sight.proprioception for episode in episodes])
     objects = torch.cat([episode.sight.objects.flatten(0, 1) for episode in episodes])
-    objects = objects[(objects != 0).any(-1)]
-    if not len(objects):
-        size = episodes[0].sight.objects.shape[-1]
-        return SightStatistics(_moments(felt), (torch.zeros(size), torch.ones(size)))
-    mean, std = _moments(objects)
+    mean, std = _moments(objects[(objects != 0).any(-1)])
     # What all objects in view have in common, as the flag that they are, must not become zero.
-    return SightStatistics(_moments(felt), (torch.where(std > 1e-6, mean, 0.0), std))
+    of_objects = torch.where(std > 1e-6, mean, 0.0), std
+    cue = torch.cat([episode.cue for episode in episodes])
+    return SightStatistics(_moments(felt), of_objects, _moments(cue[~cue.isnan().any(-1)]))
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    if not x.numel():
+        return x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
     return x.mean(0), x.std(0, correction=0)

@@ -118,7 +118,9 @@ def build_imitation(
     with plain_errors("recollection"):
         recollection = build_policy(
             derive(seed, "recollection"),
-            lambda: Recollection(policy.perception, cues, **tree["recollection"]),
+            lambda: Recollection(
+                policy.perception, cues, lesson.statistics.cue, **tree["recollection"]
+            ),
         ).to(device)
     with plain_errors("foresight"):
         felt = lesson.statistics.proprioception

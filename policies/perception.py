@@ -53,6 +53,14 @@ class SightStatistics(NamedTuple):
     proprioception: tuple[Float[Tensor, " P"], Float[Tensor, " P"]]
     objects: tuple[Float[Tensor, " F"], Float[Tensor, " F"]]
     """Of the objects that are in view."""
+    cue: tuple[Float[Tensor, " Q"], Float[Tensor, " Q"]]
+    """Of what must be remembered, once it is known."""
+
+
+def plain_statistics(sizes: SightSize) -> SightStatistics:
+    """Return those that change nothing."""
+    counts = sizes.proprioception, sizes.objects[1], sizes.oracle
+    return SightStatistics(*((torch.zeros(n), torch.ones(n)) for n in counts))
 
 
 class Standardization(nn.Module):
@@ -161,7 +169,8 @@ class Perception(Perceiver):
         features: Of the encoder's tokens, as asked for; the encoder may have its own.
         depth: Layers in which the cognitive token reads.
         heads: Attention heads of these.
-        statistics: By which proprioception and objects are standardized; not at all unless given.
+        statistics: By which proprioception, objects and the oracle's numbers are standardized; not
+            at all unless given.
     """
 
     def __init__(
@@ -193,11 +202,10 @@ class Perception(Perceiver):
             self.object_in = nn.Sequential(
                 nn.Linear(object_features, width), nn.GELU(), nn.Linear(width, width)
             )
-        shift, scale = torch.zeros(sizes.proprioception), torch.ones(sizes.proprioception)
-        of_object = torch.zeros(object_features), torch.ones(object_features)
-        statistics = statistics or SightStatistics((shift, scale), of_object)
+        statistics = statistics or plain_statistics(sizes)
         self.standard_felt = Standardization(*statistics.proprioception)
         self.standard_object = Standardization(*statistics.objects)
+        self.standard_oracle = Standardization(*(x[: sizes.oracle] for x in statistics.cue))
         self.perceptual = (len(sizes.cameras) * tokens + count, perceptual)
         self.cognitive = (1, cognitive)
         self.compression = Compression(width, width, perceptual)
@@ -226,7 +234,8 @@ class Perception(Perceiver):
         perceptual = torch.cat([self.compression(view) for view in views], 1)
         query = self.words(sight.words.flatten(0, len(batch) - 1))
         if self.felt is not None:
-            felt = torch.cat([self.standard_felt(sight.proprioception), sight.oracle], -1)
+            told = self.standard_oracle(sight.oracle)
+            felt = torch.cat([self.standard_felt(sight.proprioception), told], -1)
             query = query + self.felt(felt.flatten(0, len(batch) - 1))
         query, everything = query[:, None], torch.cat(views, 1)
         for reader in self.readers:

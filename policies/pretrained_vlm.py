@@ -17,6 +17,7 @@ from engram.policies.perception import (
     SightSize,
     SightStatistics,
     Standardization,
+    plain_statistics,
 )
 from engram.policies.pretrained_folder import LOCAL, config_of, load, reading, transformers
 
@@ -153,8 +154,9 @@ class PretrainedVLM(Perceiver):
         width = int(config.get_text_config().hidden_size)
         self.perceptual, self.cognitive = (tokens, perceptual), (1, cognitive or width)
         self.compression = Compression(width, inside, perceptual)
-        plain = torch.zeros(sizes.proprioception), torch.ones(sizes.proprioception)
-        self.standard_felt = Standardization(*(statistics.proprioception if statistics else plain))
+        statistics = statistics or plain_statistics(sizes)
+        self.standard_felt = Standardization(*statistics.proprioception)
+        self.standard_oracle = Standardization(*(x[: sizes.oracle] for x in statistics.cue))
         self.sum_up = nn.Linear(width, cognitive) if cognitive else nn.Identity()
         self.felt = nn.Linear(sizes.proprioception + sizes.oracle, cognitive or width)
         self.norm = nn.LayerNorm(cognitive or width)
@@ -176,7 +178,8 @@ class PretrainedVLM(Perceiver):
         ]
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             seen, meant = self._read(words, [list(row) for row in zip(*views, strict=True)])
-        felt = torch.cat([self.standard_felt(sight.proprioception), sight.oracle], -1)
+        told = self.standard_oracle(sight.oracle)
+        felt = torch.cat([self.standard_felt(sight.proprioception), told], -1)
         felt = felt.flatten(0, len(batch) - 1)
         perceptual = self.compression(seen.to(felt.dtype))
         cognitive = self.norm(self.sum_up(meant.to(felt.dtype)) + self.felt(felt))[:, None]

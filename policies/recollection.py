@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.streams import Streams
 from engram.policies.auxiliary import Auxiliary
-from engram.policies.perception import Perceiver, Sight
+from engram.policies.perception import Perceiver, Sight, Standardization
 
 SMALL = 8
 """Height and width of the past images that are recalled [pixels]."""
@@ -29,6 +29,9 @@ class Recollection(nn.Module):
     Args:
         perception: Whose streams these are.
         cues: Numbers in a cue, 0 where recordings have none.
+        statistics: Mean and standard deviation of every number of a cue, by which it is
+            standardized, so that neither its unit nor how many choices there are weighs the loss;
+            as it is unless given.
         cue: Weight of the first loss.
         past: Weight of the second.
         horizon: Largest δ.
@@ -39,6 +42,7 @@ class Recollection(nn.Module):
         self,
         perception: Perceiver,
         cues: int,
+        statistics: tuple[Float[Tensor, " Q"], Float[Tensor, " Q"]] | None = None,
         *,
         cue: float = 1.0,
         past: float = 0.0,
@@ -52,6 +56,8 @@ class Recollection(nn.Module):
         sizes = perception.sizes
         self.cameras, self.weight = sizes.cameras, cue
         (_, d), (_, e) = perception.perceptual, perception.cognitive
+        plain = torch.zeros(cues), torch.ones(cues)
+        self.standard = Standardization(*(statistics or plain))
         self.read = nn.Linear(d + e, width)
         self.cue = (
             nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, cues))
@@ -95,7 +101,8 @@ class Recollection(nn.Module):
         losses: dict[str, Tensor] = {}
         if self.cue is not None:
             known = ~cue.isnan() & real[..., None]
-            error = (self.cue(features) - torch.where(known, cue, 0.0)).square()
+            wanted = torch.where(known, self.standard(cue), 0.0)
+            error = (self.cue(features).float() - wanted).square()
             groups = (
                 [known] if shown is None else [known & part[..., None] for part in (shown, ~shown)]
             )

@@ -229,12 +229,25 @@ def test_what_objects_in_view_have_in_common_stays_as_it_is(source: Demonstratio
     objects[..., 3] = 1  # in view
     objects[2, 0] = 0  # not in view
     episode = episode._replace(sight=episode.sight._replace(objects=objects))
-    (_, felt), (mean, std) = statistics_of([episode])
+    (_, felt), (mean, std), _ = statistics_of([episode])
     seen = objects.flatten(0, 1)[[i for i in range(2 * LENGTH) if i != 4]]
     torch.testing.assert_close(mean[:3], seen[:, :3].mean(0))
     torch.testing.assert_close(std[:3], seen[:, :3].std(0, correction=0))
     assert mean[3] == 0 and std[3] == 0
     torch.testing.assert_close(felt, episode.sight.proprioception.std(0, correction=0))
+
+
+def test_cues_count_in_the_frames_in_which_they_are_known(source: Demonstrations) -> None:
+    vocabulary = vocabulary_of(source)
+    (episode,) = load(source, vocabulary, sizes_of(source, vocabulary), limit=1)
+    first, second = torch.full((LENGTH, 2), torch.nan), torch.full((LENGTH, 2), torch.nan)
+    first[-2:], second[-1:] = torch.tensor([0.1, 5.0]), torch.tensor([0.4, 5.0])
+    episodes = [episode._replace(cue=cue) for cue in (first, second)]
+    mean, std = statistics_of(episodes).cue
+    torch.testing.assert_close(mean, torch.tensor([0.2, 5.0]))
+    torch.testing.assert_close(std, torch.tensor([0.02**0.5, 0.0]))
+    nothing = statistics_of([episode._replace(cue=torch.full((LENGTH, 2), torch.nan))]).cue
+    assert [part.tolist() for part in nothing] == [[0.0, 0.0], [1.0, 1.0]]
 
 
 def test_sights_of_worlds_are_those_of_data_sets() -> None:

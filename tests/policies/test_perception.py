@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from engram.kernels.errors import InvalidValueError
-from engram.policies.perception import Compression, Perception
+from engram.policies.perception import Compression, Perception, plain_statistics
 
+ORACLE = "standard_oracle."
 Sizes = Callable[..., Any]
 Sights = Callable[..., Any]
 
@@ -97,6 +98,17 @@ def test_what_is_felt_and_told_reaches_the_cognitive_token_alone(
     before, after = perception(sight), perception(sight._replace(**{part: getattr(other, part)}))
     assert torch.equal(before.perceptual, after.perceptual)
     assert not torch.allclose(before.cognitive, after.cognitive, atol=1e-4)
+
+
+def test_what_is_told_is_standardized(sight_size: Sizes, random_sight: Sights) -> None:
+    sizes = sight_size()
+    mean, std = torch.tensor([0.2, -0.1]), torch.tensor([0.05, 0.0])  # the second never changes
+    standard = build(sizes, statistics=plain_statistics(sizes)._replace(cue=(mean, std)))
+    plain = build(sizes)
+    plain.load_state_dict(standard.state_dict() | plain.standard_oracle.state_dict(prefix=ORACLE))
+    sight = random_sight(sizes, 3)
+    moved = sight._replace(oracle=sight.oracle * torch.tensor([0.05, 1.0]) + mean)
+    torch.testing.assert_close(standard(moved).cognitive, plain(sight).cognitive)
 
 
 def test_compression_by_hand() -> None:

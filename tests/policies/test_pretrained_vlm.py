@@ -161,7 +161,7 @@ def test_half_precision_is_not_trained(vlms: dict[str, Path]) -> None:
 def test_what_is_felt_is_standardized(vlms: dict[str, Path]) -> None:
     mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 0.0])
     nothing = torch.zeros(0), torch.zeros(0)
-    vlm = build(vlms["llava"], statistics=SightStatistics((mean, std), nothing))
+    vlm = build(vlms["llava"], statistics=SightStatistics((mean, std), nothing, nothing))
     plain = build(vlms["llava"])
     seen = sight(vlm)
     moved = seen._replace(proprioception=seen.proprioception * torch.tensor([2.0, 2, 1]) + mean)

@@ -53,6 +53,26 @@ def test_the_cue_loss_is_the_mean_error_where_the_cue_is_known(
     torch.testing.assert_close(losses["cue"], 3 * (guess - cue)[known].square().mean())
 
 
+def test_neither_unit_nor_origin_of_a_cue_weighs_its_loss(
+    perception: Perception, sight_size: Sizes, random_sight: Sights
+) -> None:
+    fused, sight, cue = streams(perception), random_sight(sight_size(), T, B), known_cue()
+    mean, std = torch.tensor([0.4, 0.6]), torch.tensor([0.5, 0.25])
+    plain, standard, small = (
+        Recollection(perception, CUES),
+        *(
+            Recollection(perception, CUES, (mean * unit + origin, std * unit))
+            for unit, origin in ((1.0, 0.0), (0.01, 3.0))
+        ),
+    )
+    for other in (standard, small):
+        other.load_state_dict(plain.state_dict() | other.standard.state_dict(prefix="standard."))
+    wanted = plain(fused, sight, (cue - mean) / std, starts())["cue"]
+    torch.testing.assert_close(standard(fused, sight, cue, starts())["cue"], wanted)
+    found = small(fused, sight, cue * 0.01 + 3.0, starts())["cue"]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0)
+
+
 def test_where_the_cue_is_not_known_nothing_is_asked(
     perception: Perception, sight_size: Sizes, random_sight: Sights
 ) -> None:
