@@ -123,7 +123,7 @@ def test_a_damaged_note_on_a_recording_is_refused(
     "change, said",
     [
         ({"demonstrations": {"seed": 1}}, "seed is 1; allowed: as the recording"),
-        ({"demonstrations": {"noise": 0.1}}, "noise is 0.1"),
+        ({"demonstrations": {"noise": 0.2}}, "noise is 0.2"),
         ({"demonstrations": {"stray": 0.1}}, "stray is 0.1"),
         ({"demonstrations": {"cameras": ["wrist"]}}, "cameras is ['wrist']"),
         ({"task": {"settings": {"colors": 3, "gap": [4, 4]}}}, "task.settings.gap is [4, 4]"),
@@ -143,8 +143,8 @@ def test_another_recording_is_refused_and_nothing_added(
     recorded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (recorded / "meta/info.json").read_bytes()
-    arguments = ["demonstrations.noise=0.1", "demonstrations.episodes=4", f"out={recorded}"]
-    assert "noise is 0.1" in refused(capsys, *QUICK, *arguments)
+    arguments = ["demonstrations.noise=0.2", "demonstrations.episodes=4", f"out={recorded}"]
+    assert "noise is 0.2" in refused(capsys, *QUICK, *arguments)
     assert (recorded / "meta/info.json").read_bytes() == before
 
 
@@ -160,7 +160,7 @@ def test_demonstrations_of_others_are_not_continued(
 def test_what_was_recorded_is_written_down(recorded: Path) -> None:
     facts = read_json(recorded / module.RECORDING)
     assert facts["task.name"] == "remember_color" and facts["task.settings.gap"] == [2, 2]
-    assert facts["noise"] == 0.3 and facts["stray"] == 0.06 and facts["seed"] == 0
+    assert facts["noise"] == 0.1 and facts["stray"] == 0.06 and facts["seed"] == 0
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -109,6 +109,20 @@ def test_put_back_on_a_wrong_mark_is_a_wrong_choice():
     assert info["first_choice_correct"] == 0 and info["success"] == 1
 
 
+def test_a_block_is_lowered_before_the_hand_is_right_above_its_place():
+    env = start("put_back", fact=0, gap=0)
+    middle = np.array([0.332, 0.0, 0.02])
+    lowered = let_go = math.inf
+    for goal in carry(env.world, "block", middle):
+        across = float(np.abs(env.world.tcp - middle)[:2].max())
+        if "block" in env.world.touched and across < 0.05:
+            lowered = across if goal.position[2] < 0.03 and lowered > 1 else lowered
+            let_go = across if goal.opening > 0 and let_go > 1 else let_go
+        env.step(env.control.toward(*goal) * (0.3, 0.3, 0.3, 1))  # slowly
+    assert 0.012 < lowered <= 0.025 and let_go <= 0.02
+    assert np.abs(env.world.position("block") - middle).max() < 0.015
+
+
 def test_put_back_shows_no_trace_of_where_the_block_was():
     seen = []
     for fact in (0, 3):
