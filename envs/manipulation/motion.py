@@ -89,13 +89,20 @@ def lower(world: World, position: np.ndarray) -> Iterator[Goal]:
 
 
 def lift_cover(world: World, name: str, place: np.ndarray) -> Iterator[Goal]:
-    """Take a cover by its knob, lift it by 4 cm and let go."""
+    """Take a cover by its knob, lift it by 4 cm and let go.
+
+    Where the knob was missed, or lost on the way up, it is taken again.
+    """
     cover = world.props[name]
     assert isinstance(cover, Cover)
     knob = np.array([*place, cover.knob])
-    yield from approach(world, knob, OPEN)
-    yield from grasp(knob)
-    yield from reach(world, over(knob, 0.045))
+    highest = 0.0
+    while highest < 0.03:
+        yield from approach(world, knob, OPEN)
+        yield from grasp(knob)
+        for goal in reach(world, over(knob, 0.045)):
+            yield goal
+            highest = max(highest, world.lift(name))
     yield from stay(1, knob, OPEN)
     while world.lift(name) > 0.003 or world.tcp[2] < knob[2] + 0.03:
         yield Goal(over(knob, 0.05), OPEN)

@@ -22,7 +22,7 @@ class Oracle:
     where the script wants it, however long it lasts, as every label undoes all of it; a clone
     drifts farther. Hence strays: now and then, while the hand is above
     everything that stands on the table, the arm is led astray for some steps, evenly in a random
-    direction.
+    direction, with its fingers open or closed: what a clone missed or lost it must see taken again.
 
     Args:
         noise: Standard deviation of the noise on what is executed, in units of the action.
@@ -63,16 +63,17 @@ class Oracle:
         return env.control.toward(self.goal.position, self.goal.opening)
 
     def disturb(self, action: np.ndarray) -> np.ndarray:
-        """Return what is executed instead of an action; the gripper is left as it is."""
+        """Return what is executed instead of an action; only strays move the fingers."""
         noise = self.noise * self.random.standard_normal(action.shape)
         noise[-1] = 0
         if self._free() and self.random.random() < self.stray:
             self.remaining = int(self.random.integers(*STRAY, endpoint=True))
-            self.direction = self.random.uniform(-1, 1, len(action) - 1)
+            self.direction = self.random.uniform(-1, 1, len(action))
+            self.direction[-1] = np.sign(self.direction[-1])
         self.astray = self.remaining > 0
         if self.astray:
             self.remaining -= 1
-            return np.append(self.direction, action[-1]).astype(np.float32)
+            return self.direction.astype(np.float32)
         return np.clip(action + noise, -1, 1).astype(np.float32)
 
     def _free(self) -> bool:
