@@ -166,7 +166,7 @@ def _rates(finding: Finding | None) -> str:
 
 
 def _half(half: float) -> str:
-    return spread(half)[:-1] if np.isfinite(half) else ""
+    return spread(half, digits=2) if np.isfinite(half) else ""
 
 
 def plain(found: list[Finding]) -> list[dict[str, Any]]:

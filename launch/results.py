@@ -170,9 +170,9 @@ def table(found: list[Row]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
-def spread(half: float) -> str:
+def spread(half: float, *, digits: int = 3) -> str:
     """Return half an interval as text; a single seed has none."""
-    return f"± {half:.3f}" if math.isfinite(half) else "one seed"
+    return f"± {half:.{digits}f}" if math.isfinite(half) else "one seed"
 
 
 def markdown(header: list[str], cells: list[list[str]]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engram.kernels.errors import DataError
-from engram.launch.clone_results import findings
+from engram.launch.clone_results import findings, table
 
 GAP = {"success": 0.5, "first_choice": 0.75, "episodes": 4, "memory_bytes": 8}
 FACTS: dict[str, Any] = {
@@ -60,3 +60,9 @@ def test_a_damaged_evaluation_is_named(content: Any, said: str, tmp_path: Path) 
 def test_seeds_at_different_gaps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gaps by seed are \{0: \['2', '5'\], 1: \['2'\]\}"):
         read(tmp_path, FACTS, {**FACTS, "gaps": {"2": GAP}})
+
+
+def test_halves_of_intervals_are_rounded_not_cut(tmp_path: Path) -> None:
+    other = {**FACTS, "gaps": {"2": {**GAP, "success": 0.509}, "5": GAP}}
+    _, cells = table(read(tmp_path, FACTS, other)[:1])
+    assert cells[0][3] == "0.50 ± 0.06 / 0.75 ± 0.00"  # 12.706 · 0.009 / 2 = 0.0572
