@@ -305,13 +305,14 @@ def _ending(tree: dict[str, Any], key: str, above: str = "") -> Iterator[str]:
 def parse_bfloat16(seen: Any, device: torch.device) -> bool:
     """Turn the key `bfloat16` into whether products run in it.
 
-    `auto` is where the device computes in it: CPUs with AMX and every GPU that torch names. A CPU
-    without has to imitate it, at up to twice the time of float32.
+    `auto` is where the device computes in it: CPUs with AMX, where torch can tell, and every GPU
+    that torch names. A CPU without has to imitate it, at up to twice the time of float32.
     """
     if seen == "auto":
         if device.type == "cuda":
             return torch.cuda.is_bf16_supported(including_emulation=False)
-        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions
+        return bool(capabilities.get("amx_bf16", False))
     if not isinstance(seen, bool):
         raise InvalidValueError("bfloat16", seen, "auto, true, false")
     return seen

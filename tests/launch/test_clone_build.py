@@ -91,6 +91,11 @@ def test_cpus_without_amx_compute_in_float32(
         assert tree["imitation"]["bfloat16"] is found
 
 
+def test_a_torch_that_cannot_tell_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert composed()["imitation"]["bfloat16"] is False
+
+
 def test_a_precision_that_does_not_exist_is_named() -> None:
     with pytest.raises(EngramError, match="bfloat16 is 'half'; allowed: auto, true, false"):
         compose_clone(["imitation.bfloat16=half"])
