@@ -17,12 +17,14 @@ SHORT = ["task.settings.gap=[1,1]", "demonstrations.objects=true"]
 
 
 def frames(path: Path) -> list[np.ndarray]:
+    """What is shown at every tenth of a second; a GIF holds equal pictures in a row once."""
     if path.suffix == ".gif":
         with Image.open(path) as film:
             found = []
             for number in range(film.n_frames):
                 film.seek(number)
-                found.append(np.asarray(film.convert("RGB")))
+                picture = np.asarray(film.convert("RGB"))
+                found += [picture] * round(film.info["duration"] / 100)
             return found
     with av.open(str(path)) as film:
         return [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
@@ -102,6 +104,15 @@ def test_a_run_is_filmed(
     assert capsys.readouterr().out == said  # everything follows from the seed
     # The encoder's threads may round differently.
     assert np.abs(np.stack(frames(out)).astype(int) - first).max() <= 8
+
+
+def test_equal_pictures_in_a_row_are_shown_as_long_as_they_last(tmp_path: Path) -> None:
+    still, other = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    path = tmp_path / "still.gif"
+    with path.open("wb") as file:
+        encode(file, [still, still, still, other, other], ".gif")
+    found = np.stack(frames(path))
+    assert np.array_equal(found, np.stack([still, still, still, other, other]))
 
 
 def test_play_stops_where_the_episode_ends() -> None:
