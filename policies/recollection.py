@@ -56,8 +56,7 @@ class Recollection(nn.Module):
         sizes = perception.sizes
         self.cameras, self.weight = sizes.cameras, cue
         (_, d), (_, e) = perception.perceptual, perception.cognitive
-        plain = torch.zeros(cues), torch.ones(cues)
-        self.standard = Standardization(*(statistics or plain))
+        self.standard = Standardization(*statistics) if statistics else nn.Identity()
         self.read = nn.Linear(d + e, width)
         self.cue = (
             nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, cues))

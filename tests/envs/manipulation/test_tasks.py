@@ -219,8 +219,37 @@ def test_an_opened_box_leaves_no_trace_and_opening_it_again_is_noticed():
     assert np.array_equal(seen[0]["top"], seen[1]["top"])
 
 
-@pytest.mark.parametrize("believed", range(3))
-def test_a_puck_slides_as_far_as_its_friction_says(believed: int):
+def test_a_cover_that_is_lost_on_the_way_up_is_taken_again():
+    env = start("shell_game", fact=1, gap=0)
+    task, world = env.task, env.world
+    assert isinstance(task, ShellGame)
+    info, cup, lost = wait(env), task.cups[1], 0
+    for goal in islice(lift_cover(world, cup, task.places[task.at[1]]), 60):
+        action = env.control.toward(*goal)
+        if 0 < lost < 4 or (not lost and 0.005 < world.lift(cup)):
+            action[-1], lost = 1.0, lost + 1  # the fingers open by themselves
+        info = env.step(action)[-1]
+        if info["success"]:
+            break
+    assert lost == 4 and info["success"] == 1
+
+
+def test_strays_open_or_close_the_fingers():
+    env, oracle = start("remember_color"), Oracle(stray=0.5)
+    seen = set()
+    for _ in range(25):
+        label = oracle.act(env)
+        executed = oracle.disturb(label)
+        if oracle.astray:
+            seen.add(float(executed[-1]))
+        else:
+            assert executed[-1] == label[-1]
+        env.step(executed)
+    assert seen == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize(("believed", "off"), [(0, 0.3), (1, 0.2), (2, 0.2)])
+def test_a_puck_slides_as_far_as_its_friction_says(believed: int, off: float):
     env = start("friction_probe", seed=1, fact=1, pushes=1)
     task = env.task
     assert isinstance(task, FrictionProbe)
@@ -231,10 +260,10 @@ def test_a_puck_slides_as_far_as_its_friction_says(believed: int):
         place = env.world.position("puck")
         if any(env.step(env.control.toward(*goal))[2:4]):
             break
-    # v² = 2 μ g d, with the speed that another friction would have asked for. Slow pucks lose up to
-    # a third at the bar, how much differs between processors; the frictions are twice apart.
+    # v² = 2 μ g d, with the speed that another friction would have asked for. The slow puck stops
+    # sooner, by how much differs between processors.
     slid = place[0] - task.strip[0] + 0.08
-    assert slid == pytest.approx(0.08 * FRICTION[believed] / friction, rel=0.4)
+    assert slid == pytest.approx(0.08 * FRICTION[believed] / friction, rel=off)
     assert task.first_choice == (believed == 1)
 
 
