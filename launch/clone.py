@@ -58,11 +58,12 @@ def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
     for tree in settings.trees.values():
         check_clone(tree)
     _check_out(settings)
-    missing: dict[str, Path] = {}
-    for (task, _), tree in settings.trees.items():
+    missing: dict[Path, dict[str, Any]] = {}
+    for names, tree in settings.trees.items():
         if tree["demonstrations"]["folder"] is None:
-            missing[task] = settings.out / "demonstrations" / task
-            tree["demonstrations"]["folder"] = str(missing[task])
+            folder = settings.out / "demonstrations" / settings.recordings[names]
+            tree["demonstrations"]["folder"] = str(folder)
+            missing.setdefault(folder, tree)
     several = len(settings.tasks) > 1
     jobs = [
         Job(
@@ -81,8 +82,7 @@ def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
     ]
     for job in jobs:
         check(job.folder, job.tree, resume=job.resume)
-    for task, folder in missing.items():
-        tree = settings.trees[task, settings.memories[0]]
+    for folder, tree in missing.items():
         record_into(folder, tree, workers=settings.workers, console=console)
     return jobs
 

@@ -24,6 +24,12 @@ RUN = "clone"
 GROUPS = ("task", "streams", "vision", "denoising", "batches", "size", "study")
 LISTS = {"task": "tasks", "memory": "memories"}
 """Keys that may name several, and where a study lists them."""
+VARIANTS = "variants"
+"""Where a study says what it runs beside memories: names of lists of arguments."""
+RECORDED = ("demonstrations.", "task.", "+task.")
+"""What keys begin with that change demonstrations."""
+ONCE = (*LISTS, *LISTS.values(), VARIANTS, "study", "seeds", "device", "out", "resume", "workers")
+"""Keys of all runs together, which no variant sets."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,9 @@ class CloneSettings:
     """What `engram clone` was asked for, checked."""
 
     trees: dict[tuple[str, str], dict[str, Any]]
-    """The resolved configuration of every task and memory."""
+    """The resolved configuration of every task and memory, or variant."""
+    recordings: dict[tuple[str, str], str]
+    """Name of the demonstrations of each: those of its task, but where a variant changes these."""
     tasks: list[str]
     memories: list[str]
     seeds: list[int]
@@ -44,11 +52,15 @@ class CloneSettings:
 def compose_clone(arguments: list[str]) -> CloneSettings:
     """Compose `key=value` arguments; `task` and `memory` may each name several.
 
+    Among memories a study may name its variants: arguments of their own, which count more than
+    those that all runs share.
+
     Raises:
         EngramError: On the first thing that is wrong, in one line.
     """
     named: dict[str, list[str]] = {}
-    rest = []
+    rest: list[str] = []
+    lists: list[str] = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not key:
@@ -57,22 +69,31 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
             named[key] = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
         elif key in GROUPS and value not in choices(key):
             raise unknown(key, value, choices(key))
+        elif key.lstrip("+").partition(".")[0] == VARIANTS:
+            lists.append(argument)
         else:
             rest.append(argument)
-    lists = [a for a in rest if a.partition("=")[0] in (*GROUPS, *LISTS.values())]
+    lists += [a for a in rest if a.partition("=")[0] in (*GROUPS, *LISTS.values())]
     common = compose_tree(lists, run=RUN)
     tasks = _names("task", named.get("task", common["tasks"]), choices("task"))
-    memories = _names("memory", named.get("memory", common["memories"]), choices("streams"))
-    first = [f"task={tasks[0]}", f"streams={memories[0]}"]
-    check_keys(rest, first, run=RUN, groups=GROUPS)
-    trees = {}
-    for task in tasks:
-        for memory in memories:
-            chosen = [*rest, f"task={task}", f"streams={memory}"]
+    variants = _variants(common[VARIANTS])
+    allowed = choices("streams") + list(variants)
+    memories = _names("memory", named.get("memory", common["memories"]), allowed)
+    trees, recordings = {}, {}
+    for name in memories:
+        own = variants.get(name, [f"streams={name}"])
+        keys = {a.partition("=")[0] for a in own}
+        shared = [a for a in rest if a.partition("=")[0] not in keys]
+        if name in variants or name == memories[0]:
+            check_keys([*shared, *own], [f"task={tasks[0]}"], run=RUN, groups=GROUPS)
+        for task in tasks:
+            chosen = [*shared, f"task={task}", *own]
             groups = [a for a in chosen if a.partition("=")[0] in GROUPS]
             defaults = compose_tree(groups, run=RUN)
             tree = defaults if chosen == groups else compose_tree(chosen, run=RUN)
-            trees[task, memory] = conform(tree, defaults, least=LEAST)
+            trees[task, name] = conform(tree, defaults, least=LEAST)
+            apart = name in variants and any(key.startswith(RECORDED) for key in keys)
+            recordings[task, name] = f"{task}-{name}" if apart else task
     tree = trees[tasks[0], memories[0]]
     device = parse_device(tree["device"])
     for tree in trees.values():
@@ -81,6 +102,7 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
     default = f"clone-{tasks[0]}-{memories[0]}" if one else "clone"
     return CloneSettings(
         trees=trees,
+        recordings=recordings,
         tasks=tasks,
         memories=memories,
         seeds=parse_seeds(tree["seeds"]),
@@ -108,6 +130,21 @@ LEAST: dict[str, int] = {
     "policy.features": 1,
 }
 """Numbers that only the command line reads, and the least each may be."""
+
+
+def _variants(seen: Any) -> dict[str, list[str]]:
+    """Check what a study calls its variants, and what they set."""
+    if not isinstance(seen, dict):
+        raise InvalidValueError(VARIANTS, seen, "a name each for lists of key=value")
+    for name, arguments in seen.items():
+        if not str(name).isidentifier() or name in choices("streams"):
+            raise InvalidValueError(f"a name in {VARIANTS}", name, "words that name no memory")
+        for argument in arguments if isinstance(arguments, list) else [arguments]:
+            key, equals, _ = str(argument).partition("=")
+            if not isinstance(arguments, list) or not equals or not key or key in ONCE:
+                allowed = f"a list of key=value, key none of {', '.join(ONCE)}"
+                raise InvalidValueError(f"{VARIANTS}.{name}", argument, allowed)
+    return seen
 
 
 def _names(what: str, seen: Any, allowed: list[str]) -> list[str]:

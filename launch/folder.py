@@ -25,6 +25,7 @@ FREE = {
     "workers",
     "memories",
     "tasks",
+    "variants",
     "checkpoint_seconds",
     "mirror",
     "sweep",
