@@ -51,6 +51,13 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest) -> None:
+    """Let slow tests go unchecked: checks take half of a training, and the suite makes them."""
+    if request.node.get_closest_marker("slow"):
+        request.getfixturevalue("unchecked")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

@@ -100,6 +100,7 @@ def panorama(number: int) -> tuple[Stream, ActorCritic]:
 
 def test_a_full_object_store_is_named_with_the_setting(ray_apart: Any) -> None:
     ray_apart.init(
+        address="local",  # whatever else runs on this machine
         num_cpus=1,
         include_dashboard=False,
         object_store_memory=80 * 2**20,

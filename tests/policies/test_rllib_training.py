@@ -52,7 +52,8 @@ class RepeatFirst(gymnasium.Env[int, int]):
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(include_dashboard=False, num_cpus=2, object_store_memory=200 * 2**20)
+    memory = 200 * 2**20
+    ray.init(address="local", include_dashboard=False, num_cpus=2, object_store_memory=memory)
     yield
     ray.shutdown()
 

@@ -144,8 +144,9 @@ def test_killed_at_random_again_and_again(tmp_path):
     rng = np.random.default_rng(0)
     opened(tmp_path).close()
     safe = 0
-    for _ in range(10):
-        safe = max(safe, in_a_process_that_dies(tmp_path, "nothing", 1, rng.uniform(0, 0.12)))
+    for attempt in range(10):
+        delay = rng.uniform(0, 0.12 * 1.5**attempt)  # enough for an episode, in the end, anywhere
+        safe = max(safe, in_a_process_that_dies(tmp_path, "nothing", 1, delay))
         assert check(tmp_path) == {}
     with opened(tmp_path) as writer:
         assert writer.episodes >= safe > 0
