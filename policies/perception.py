@@ -83,6 +83,30 @@ class Standardization(nn.Module):
         return (x - self.mean) / self.std
 
 
+class Felt(nn.Module):
+    """What a robot feels, and is told, in as many features as asked for: W [P; Q], standardized.
+
+    Args:
+        sizes: Of the parts of a sight; with neither number it is 0.
+        statistics: By which they are standardized.
+        features: How many.
+    """
+
+    def __init__(self, sizes: SightSize, statistics: SightStatistics, features: int):
+        super().__init__()
+        self.features, count = features, sizes.proprioception + sizes.oracle
+        self.standard = Standardization(*statistics.proprioception)
+        self.standard_told = Standardization(*(x[: sizes.oracle] for x in statistics.cue))
+        self.out = nn.Linear(count, features) if count else None
+
+    def forward(self, sight: Sight) -> Float[Tensor, "*batch E"]:
+        """Encode proprioception and the oracle's numbers."""
+        felt, told = self.standard(sight.proprioception), self.standard_told(sight.oracle)
+        if self.out is None:
+            return felt.new_zeros(*felt.shape[:-1], self.features)
+        return self.out(torch.cat([felt, told], -1))
+
+
 class Compression(nn.Module):
     """Squeeze and excitation over tokens, then fewer features (MemoryVLA, §3.2).
 
@@ -203,15 +227,12 @@ class Perception(Perceiver):
                 nn.Linear(object_features, width), nn.GELU(), nn.Linear(width, width)
             )
         statistics = statistics or plain_statistics(sizes)
-        self.standard_felt = Standardization(*statistics.proprioception)
         self.standard_object = Standardization(*statistics.objects)
-        self.standard_oracle = Standardization(*(x[: sizes.oracle] for x in statistics.cue))
         self.perceptual = (len(sizes.cameras) * tokens + count, perceptual)
         self.cognitive = (1, cognitive)
         self.compression = Compression(width, width, perceptual)
         self.words = WordEncoder(sizes.words, cognitive, length=sizes.length)
-        felt = sizes.proprioception + sizes.oracle
-        self.felt = nn.Linear(felt, cognitive) if felt else None
+        self.felt = Felt(sizes, statistics, cognitive)
         self.readers = nn.ModuleList(_Reader(cognitive, width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(cognitive)
 
@@ -232,12 +253,9 @@ class Perception(Perceiver):
             objects = torch.where(in_view, self.standard_object(objects), 0.0)
             views.append(self.object_in(objects))
         perceptual = torch.cat([self.compression(view) for view in views], 1)
-        query = self.words(sight.words.flatten(0, len(batch) - 1))
-        if self.felt is not None:
-            told = self.standard_oracle(sight.oracle)
-            felt = torch.cat([self.standard_felt(sight.proprioception), told], -1)
-            query = query + self.felt(felt.flatten(0, len(batch) - 1))
-        query, everything = query[:, None], torch.cat(views, 1)
+        words = self.words(sight.words.flatten(0, len(batch) - 1))
+        query = (words + self.felt(sight).flatten(0, len(batch) - 1))[:, None]
+        everything = torch.cat(views, 1)
         for reader in self.readers:
             query = reader(query, everything)
         cognitive = self.norm(query)

@@ -12,11 +12,11 @@ from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory.sequence.streams import Streams
 from engram.policies.perception import (
     Compression,
+    Felt,
     Perceiver,
     Sight,
     SightSize,
     SightStatistics,
-    Standardization,
     plain_statistics,
 )
 from engram.policies.pretrained_folder import LOCAL, config_of, load, reading, transformers
@@ -107,7 +107,8 @@ class PretrainedVLM(Perceiver):
         inside: Features within the compression.
         trained: Whether the model learns; else it stays in evaluation mode, without gradient.
         bfloat16: Whether it is loaded and runs in half precision.
-        statistics: By which proprioception is standardized; not at all unless given.
+        statistics: By which proprioception and the oracle's numbers are standardized; not at all
+            unless given.
 
     Raises:
         InvalidValueError: If there are no cameras, or objects, which the model cannot read.
@@ -154,11 +155,8 @@ class PretrainedVLM(Perceiver):
         width = int(config.get_text_config().hidden_size)
         self.perceptual, self.cognitive = (tokens, perceptual), (1, cognitive or width)
         self.compression = Compression(width, inside, perceptual)
-        statistics = statistics or plain_statistics(sizes)
-        self.standard_felt = Standardization(*statistics.proprioception)
-        self.standard_oracle = Standardization(*(x[: sizes.oracle] for x in statistics.cue))
         self.sum_up = nn.Linear(width, cognitive) if cognitive else nn.Identity()
-        self.felt = nn.Linear(sizes.proprioception + sizes.oracle, cognitive or width)
+        self.felt = Felt(sizes, statistics or plain_statistics(sizes), cognitive or width)
         self.norm = nn.LayerNorm(cognitive or width)
         self.train(self.training)
 
@@ -178,11 +176,9 @@ class PretrainedVLM(Perceiver):
         ]
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             seen, meant = self._read(words, [list(row) for row in zip(*views, strict=True)])
-        told = self.standard_oracle(sight.oracle)
-        felt = torch.cat([self.standard_felt(sight.proprioception), told], -1)
-        felt = felt.flatten(0, len(batch) - 1)
+        felt = self.felt(sight).flatten(0, len(batch) - 1)
         perceptual = self.compression(seen.to(felt.dtype))
-        cognitive = self.norm(self.sum_up(meant.to(felt.dtype)) + self.felt(felt))[:, None]
+        cognitive = self.norm(self.sum_up(meant.to(felt.dtype)) + felt)[:, None]
         return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
 
     def _read(self, words: Tensor, images: list[list[np.ndarray]]) -> tuple[Tensor, Tensor]:

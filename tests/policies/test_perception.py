@@ -10,7 +10,7 @@ from torch import nn
 from engram.kernels.errors import InvalidValueError
 from engram.policies.perception import Compression, Perception, plain_statistics
 
-ORACLE = "standard_oracle."
+TOLD = "felt.standard_told."
 Sizes = Callable[..., Any]
 Sights = Callable[..., Any]
 
@@ -105,10 +105,18 @@ def test_what_is_told_is_standardized(sight_size: Sizes, random_sight: Sights) -
     mean, std = torch.tensor([0.2, -0.1]), torch.tensor([0.05, 0.0])  # the second never changes
     standard = build(sizes, statistics=plain_statistics(sizes)._replace(cue=(mean, std)))
     plain = build(sizes)
-    plain.load_state_dict(standard.state_dict() | plain.standard_oracle.state_dict(prefix=ORACLE))
+    own = plain.felt.standard_told.state_dict(prefix=TOLD)
+    plain.load_state_dict(standard.state_dict() | own)
     sight = random_sight(sizes, 3)
     moved = sight._replace(oracle=sight.oracle * torch.tensor([0.05, 1.0]) + mean)
     torch.testing.assert_close(standard(moved).cognitive, plain(sight).cognitive)
+
+
+def test_a_robot_may_feel_nothing(sight_size: Sizes, random_sight: Sights) -> None:
+    sizes = sight_size()._replace(proprioception=0, oracle=0)
+    perception, sight = build(sizes), random_sight(sizes, 2)
+    assert torch.equal(perception.felt(sight), torch.zeros(2, perception.cognitive[1]))
+    assert perception(sight).cognitive.isfinite().all()
 
 
 def test_compression_by_hand() -> None:

@@ -81,7 +81,7 @@ def test_tokens_and_last_state_are_those_of_the_library(family: str, vlms: dict[
     count = {"llava": 2 * 16, "qwen": 2 * 4}[family]
     assert vlm.perceptual == (count, 8) and vlm.cognitive == (1, 32)
     torch.testing.assert_close(streams.perceptual, vlm.compression(tokens))
-    felt = vlm.felt(seen.proprioception)
+    felt = vlm.felt(seen)
     torch.testing.assert_close(streams.cognitive[:, 0], vlm.norm(last + felt))
 
 
