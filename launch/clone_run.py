@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -64,20 +64,41 @@ def clone_job(
         imitation = build_imitation(
             job.tree, lesson, device=torch.device(job.device), seed=job.seed
         )
-        path = job.folder / CHECKPOINT
+        path, since = job.folder / CHECKPOINT, Since({}, 0)
         if job.resume and path.exists():
-            imitation.load(path)
-        forget_after(job.folder, imitation.updates)
+            since = Since(*imitation.load(path).get("since", since))
+        # An evaluation that is due, still, may be measured although its line was written.
+        forget_after(job.folder, imitation.updates - _due(job, imitation, since))
         claim(job.folder, job.memory, job.seed, job.tree)
         _write_sight(job.folder, lesson)
-        if not _learn(job, imitation, lesson, report, stopping):
+        if not _learn(job, imitation, since, lesson, report, stopping):
             return None
         return _finish(job, imitation, lesson, stopping)
+
+
+class Since(NamedTuple):
+    """What was reported since the last evaluation: its line holds the means."""
+
+    sums: dict[str, float]
+    count: int
+    """Updates since then."""
+
+    def plus(self, result: Report) -> "Since":
+        """Add an update."""
+        sums = {name: self.sums.get(name, 0.0) + value for name, value in result.items()}
+        return Since(sums, self.count + 1)
+
+
+def _due(job: Job, imitation: Imitation, since: Since) -> bool:
+    """Return whether the run is to be evaluated before it goes on."""
+    reached = imitation.updates % job.tree["evaluation"]["every"] == 0 or imitation.finished
+    return since.count > 0 and reached
 
 
 def _learn(
     job: Job,
     imitation: Imitation,
+    since: Since,
     lesson: Lesson,
     report: Reporting,
     stopping: Callable[[], bool],
@@ -89,17 +110,14 @@ def _learn(
     worlds, instruction = build_worlds(job.tree, num_envs=settings["num_envs"])
     saved, told = time.monotonic(), time.monotonic()
     rates: list[float] = []
-    sums: dict[str, float] = {}
     try:
         with metrics(job, imitation.updates) as write:
-            while not imitation.finished:
-                before = imitation.seconds
-                result = imitation.iterate()
-                result["steps"] = imitation.updates
-                rates.append(imitation.seconds - before)
-                for name, value in result.items():
-                    sums[name] = sums.get(name, 0.0) + value
-                if imitation.updates % settings["every"] == 0 or imitation.finished:
+            while not imitation.finished or _due(job, imitation, since):
+                if not _due(job, imitation, since):
+                    before = imitation.seconds
+                    since = since.plus(imitation.iterate())
+                    rates.append(imitation.seconds - before)
+                if _due(job, imitation, since):
                     outcome = evaluate_in_simulation(
                         imitation.actor,
                         worlds,
@@ -110,26 +128,34 @@ def _learn(
                         stopping=stopping,
                     )
                     if outcome is not None:
-                        means = {name: value / len(rates) for name, value in sums.items()}
-                        counted = {k: result[k] for k in ("updates", "seconds", "steps")}
-                        line = {**means, **counted, **_measured(outcome)}
+                        line = {**_means(imitation, since), **_measured(outcome)}
                         write(line)
-                        report({**line, "steps_per_second": len(rates) / sum(rates)})
-                        rates, sums = [], {}
+                        report({**line, "steps_per_second": _rate(rates)})
+                        rates, since = [], Since({}, 0)
                 elif time.monotonic() - told > 1:
                     told = time.monotonic()
-                    rate = len(rates) / sum(rates)
-                    report({"steps": imitation.updates, "steps_per_second": rate, "episodes": 0})
+                    now = {"steps": imitation.updates, "steps_per_second": _rate(rates)}
+                    report({**now, "episodes": 0})
                 stop = stopping()
                 due = time.monotonic() - saved > job.tree["checkpoint_seconds"]
                 if stop or due or imitation.finished:
-                    imitation.save(path, facts)
+                    imitation.save(path, {**facts, "since": since})
                     saved = time.monotonic()
                 if stop:
                     return imitation.finished
     finally:
         worlds.close()
     return True
+
+
+def _means(imitation: Imitation, since: Since) -> Report:
+    means = {name: total / since.count for name, total in since.sums.items()}
+    updates = imitation.updates
+    return {**means, "updates": updates, "seconds": imitation.seconds, "steps": updates}
+
+
+def _rate(seconds: list[float]) -> float:
+    return len(seconds) / sum(seconds) if seconds else 0.0
 
 
 def _measured(outcome: Outcome) -> Report:

@@ -30,6 +30,13 @@ def without_time(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if "second" not in name}
 
 
+def same_lines(folder: Path) -> bool:
+    """Whether the run and that of the study, which nobody stopped, measured the same."""
+    whole = folder / "remember_color" / "gru" / "seed0"
+    a, b = ([without_time(line) for line in lines(run)] for run in (folder / "run", whole))
+    return a == b
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
     assert main([*arguments]) == 2
@@ -110,11 +117,43 @@ def test_an_interrupted_run_agrees_with_an_uninterrupted_one(
     assert done is not None and len(made) == 2  # of four: it did not begin anew
     whole = read_json(copy / "remember_color" / "gru" / "seed0" / "evaluation.json")
     assert without_time(done) == without_time(whole)
-    a, b = lines(copy / "run"), lines(copy / "remember_color" / "gru" / "seed0")
-    assert [without_time(line) for line in a] == [without_time(line) for line in b]
+    assert same_lines(copy)
     # Once it is finished, there is nothing to do.
     again = clone_job(job(copy, tiny, resume=True), report=nothing, stopping=lambda: True)
     assert again == done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("updates", [1, 2, 3, 4])
+def test_a_run_that_was_stopped_anywhere_writes_the_lines_of_one_that_was_not(
+    updates: int, copy: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it was stopped in an evaluation, which is made again: here 2, and 4, the last."""
+    iterate, made = Imitation.iterate, []
+    monkeypatch.setattr(Imitation, "iterate", lambda self: made.append(1) or iterate(self))
+    nothing: Any = lambda report: None  # noqa: E731
+    stopping = lambda: len(made) >= updates  # noqa: E731
+    assert clone_job(job(copy, tiny), report=nothing, stopping=stopping) is None
+    assert len(lines(copy / "run")) == (updates - 1) // 2
+    done = clone_job(job(copy, tiny, resume=True), report=nothing, stopping=lambda: False)
+    assert done is not None and len(made) == 4
+    assert same_lines(copy)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_it_was_saved_writes_no_line_twice(
+    copy: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iterate, made = Imitation.iterate, []
+    monkeypatch.setattr(Imitation, "iterate", lambda self: made.append(1) or iterate(self))
+    nothing: Any = lambda report: None  # noqa: E731
+    stopping = lambda: len(made) >= 2  # noqa: E731
+    assert clone_job(job(copy, tiny), report=nothing, stopping=stopping) is None
+    path = copy / "run" / "metrics.jsonl"
+    with path.open("a") as file:  # as if the evaluation had ended and the process, too
+        file.write(json.dumps({"updates": 2, "steps": 2, "score": -1.0}) + "\n")
+    clone_job(job(copy, tiny, resume=True), report=nothing, stopping=lambda: False)
+    assert same_lines(copy)
 
 
 @pytest.mark.slow
