@@ -80,19 +80,19 @@ class Since(NamedTuple):
     """What was reported since the last evaluation: its line holds the means."""
 
     sums: dict[str, float]
-    count: int
-    """Updates since then."""
+    updates: int
+    """How many."""
 
     def plus(self, result: Report) -> "Since":
         """Add an update."""
         sums = {name: self.sums.get(name, 0.0) + value for name, value in result.items()}
-        return Since(sums, self.count + 1)
+        return Since(sums, self.updates + 1)
 
 
 def _due(job: Job, imitation: Imitation, since: Since) -> bool:
     """Return whether the run is to be evaluated before it goes on."""
     reached = imitation.updates % job.tree["evaluation"]["every"] == 0 or imitation.finished
-    return since.count > 0 and reached
+    return since.updates > 0 and reached
 
 
 def _learn(
@@ -149,7 +149,7 @@ def _learn(
 
 
 def _means(imitation: Imitation, since: Since) -> Report:
-    means = {name: total / since.count for name, total in since.sums.items()}
+    means = {name: total / since.updates for name, total in since.sums.items()}
     updates = imitation.updates
     return {**means, "updates": updates, "seconds": imitation.seconds, "steps": updates}
 
