@@ -63,7 +63,9 @@ def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
         if tree["demonstrations"]["folder"] is None:
             folder = settings.out / "demonstrations" / settings.recordings[names]
             tree["demonstrations"]["folder"] = str(folder)
-            missing.setdefault(folder, tree)
+            episodes = tree["demonstrations"]["episodes"]
+            if folder not in missing or episodes > missing[folder]["demonstrations"]["episodes"]:
+                missing[folder] = tree
     several = len(settings.tasks) > 1
     jobs = [
         Job(

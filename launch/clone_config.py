@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,17 +19,17 @@ from engram.launch.config import (
     unknown,
 )
 from engram.launch.values import conform
+from engram.launch.variants import (
+    VARIANTS,
+    check_variants,
+    named_in_errors,
+    recording_name,
+)
 
 RUN = "clone"
 GROUPS = ("task", "streams", "vision", "denoising", "batches", "size", "study")
 LISTS = {"task": "tasks", "memory": "memories"}
 """Keys that may name several, and where a study lists them."""
-VARIANTS = "variants"
-"""Where a study says what it runs beside memories: names of lists of arguments."""
-RECORDED = ("demonstrations.", "task.", "+task.")
-"""What keys begin with that change demonstrations."""
-ONCE = (*LISTS, *LISTS.values(), VARIANTS, "study", "seeds", "device", "out", "resume", "workers")
-"""Keys of all runs together, which no variant sets."""
 
 
 @dataclass(frozen=True)
@@ -58,44 +58,37 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
     Raises:
         EngramError: On the first thing that is wrong, in one line.
     """
-    named: dict[str, list[str]] = {}
-    rest: list[str] = []
-    lists: list[str] = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not key:
-            raise UsageError(f"argument {argument!r} is not of the form key=value")
-        if key in LISTS:
-            named[key] = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-        elif key in GROUPS and value not in choices(key):
-            raise unknown(key, value, choices(key))
-        elif key.lstrip("+").partition(".")[0] == VARIANTS:
-            lists.append(argument)
-        else:
-            rest.append(argument)
-    lists += [a for a in rest if a.partition("=")[0] in (*GROUPS, *LISTS.values())]
-    common = compose_tree(lists, run=RUN)
-    tasks = _names("task", named.get("task", common["tasks"]), choices("task"))
-    variants = _variants(common[VARIANTS])
+    asked = _sorted(arguments)
+    common = compose_tree(asked.lists, run=RUN)
+    tasks = _names("task", asked.named.get("task", common["tasks"]), choices("task"))
+    variants = check_variants(common[VARIANTS], choices("streams"), _check_choice)
     allowed = choices("streams") + list(variants)
-    memories = _names("memory", named.get("memory", common["memories"]), allowed)
-    trees, recordings = {}, {}
+    memories = _names("memory", asked.named.get("memory", common["memories"]), allowed)
+    own = {name: variants.get(name, [f"streams={name}"]) for name in memories}
+    for name in asked.variants:
+        if name not in memories:
+            raise UsageError(f"{VARIANTS}.{name} is not run; allowed: memory=[{name},...]")
+    check_keys(asked.rest, [f"task={tasks[0]}", *own[memories[0]]], run=RUN, groups=GROUPS)
     for name in memories:
-        own = variants.get(name, [f"streams={name}"])
-        keys = {a.partition("=")[0] for a in own}
-        shared = [a for a in rest if a.partition("=")[0] not in keys]
-        if name in variants or name == memories[0]:
-            check_keys([*shared, *own], [f"task={tasks[0]}"], run=RUN, groups=GROUPS)
-        for task in tasks:
-            chosen = [*shared, f"task={task}", *own]
-            groups = [a for a in chosen if a.partition("=")[0] in GROUPS]
-            defaults = compose_tree(groups, run=RUN)
-            tree = defaults if chosen == groups else compose_tree(chosen, run=RUN)
-            trees[task, name] = conform(tree, defaults, least=LEAST)
-            apart = name in variants and any(key.startswith(RECORDED) for key in keys)
-            recordings[task, name] = f"{task}-{name}" if apart else task
-    tree = trees[tasks[0], memories[0]]
-    device = parse_device(tree["device"])
+        if name in variants:
+            with named_in_errors(name):
+                check_keys(own[name], [f"task={tasks[0]}"], run=RUN, groups=GROUPS)
+    trees, recordings = {}, {}
+    for task in tasks:
+        shared = [*asked.rest, f"task={task}"]
+        plain = None
+        for name in memories:
+            if name not in variants:
+                trees[task, name], recordings[task, name] = _tree([*shared, *own[name]]), task
+                continue
+            plain = plain or _tree(shared)
+            keys = {a.partition("=")[0] for a in own[name]}
+            kept = [a for a in shared if a.partition("=")[0] not in keys]
+            with named_in_errors(name):
+                tree = trees[task, name] = _tree([*kept, *own[name]])
+                recordings[task, name] = recording_name(task, name, tree, plain)
+    first = trees[tasks[0], memories[0]]
+    device = parse_device(first["device"])
     for tree in trees.values():
         tree["imitation"]["bfloat16"] = parse_bfloat16(tree["imitation"]["bfloat16"], device)
     one = len(tasks) == len(memories) == 1
@@ -105,12 +98,62 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
         recordings=recordings,
         tasks=tasks,
         memories=memories,
-        seeds=parse_seeds(tree["seeds"]),
+        seeds=parse_seeds(first["seeds"]),
         device=device,
-        out=Path(str(tree["out"])) if tree["out"] else Path("runs", default),
-        resume=tree["resume"],
-        workers=parse_workers(tree["workers"], device),
+        out=Path(str(first["out"])) if first["out"] else Path("runs", default),
+        resume=first["resume"],
+        workers=parse_workers(first["workers"], device),
     )
+
+
+class _Asked(NamedTuple):
+    """Arguments by what they are for."""
+
+    named: dict[str, list[str]]
+    """Tasks and memories."""
+    lists: list[str]
+    """What decides which tasks, memories and variants there are."""
+    variants: list[str]
+    """Names of variants that were typed."""
+    rest: list[str]
+    """What all runs share."""
+
+
+def _sorted(arguments: list[str]) -> _Asked:
+    asked = _Asked({}, [], [], [])
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise UsageError(f"argument {argument!r} is not of the form key=value")
+        if key in LISTS:
+            names = (name.strip() for name in value.strip("[]").split(","))
+            asked.named[key] = [name for name in names if name]
+            continue
+        if key == "streams":
+            raise UsageError(f"argument {argument!r} names a memory; allowed: memory={value}")
+        _check_choice(key, value)
+        group, _, name = key.lstrip("+").partition(".")
+        if group == VARIANTS:
+            asked.lists.append(argument)
+            asked.variants.extend([name] if name else [])
+            continue
+        asked.rest.append(argument)
+        if key in (*GROUPS, *LISTS.values()):
+            asked.lists.append(argument)
+    return asked
+
+
+def _check_choice(key: str, value: str) -> None:
+    if key in GROUPS and value not in choices(key):
+        raise unknown(key, value, choices(key))
+
+
+def _tree(arguments: list[str]) -> dict[str, Any]:
+    """Compose a configuration whose values have the types of the defaults."""
+    groups = [a for a in arguments if a.partition("=")[0] in GROUPS]
+    defaults = compose_tree(groups, run=RUN)
+    tree = defaults if arguments == groups else compose_tree(arguments, run=RUN)
+    return conform(tree, defaults, least=LEAST)
 
 
 LEAST: dict[str, int] = {
@@ -130,21 +173,6 @@ LEAST: dict[str, int] = {
     "policy.features": 1,
 }
 """Numbers that only the command line reads, and the least each may be."""
-
-
-def _variants(seen: Any) -> dict[str, list[str]]:
-    """Check what a study calls its variants, and what they set."""
-    if not isinstance(seen, dict):
-        raise InvalidValueError(VARIANTS, seen, "a name each for lists of key=value")
-    for name, arguments in seen.items():
-        if not str(name).isidentifier() or name in choices("streams"):
-            raise InvalidValueError(f"a name in {VARIANTS}", name, "words that name no memory")
-        for argument in arguments if isinstance(arguments, list) else [arguments]:
-            key, equals, _ = str(argument).partition("=")
-            if not isinstance(arguments, list) or not equals or not key or key in ONCE:
-                allowed = f"a list of key=value, key none of {', '.join(ONCE)}"
-                raise InvalidValueError(f"{VARIANTS}.{name}", argument, allowed)
-    return seen
 
 
 def _names(what: str, seen: Any, allowed: list[str]) -> list[str]:

@@ -66,8 +66,8 @@ def clone_job(
         )
         path, since = job.folder / CHECKPOINT, Since({}, 0)
         if job.resume and path.exists():
-            since = Since(*imitation.load(path).get("since", since))
-        # An evaluation that is due, still, may be measured although its line was written.
+            since = _since(imitation.load(path), path)
+        # Killed between writing a line and saving, a run makes the evaluation of that line again.
         forget_after(job.folder, imitation.updates - _due(job, imitation, since))
         claim(job.folder, job.memory, job.seed, job.tree)
         _write_sight(job.folder, lesson)
@@ -85,8 +85,21 @@ class Since(NamedTuple):
 
     def plus(self, result: Report) -> "Since":
         """Add an update."""
-        sums = {name: self.sums.get(name, 0.0) + value for name, value in result.items()}
+        sums = {name: self.sums.get(name, 0.0) + float(x) for name, x in result.items()}
         return Since(sums, self.updates + 1)
+
+
+def _since(facts: dict[str, Any], path: Path) -> Since:
+    """Return what a checkpoint says was reported since the last evaluation.
+
+    Raises:
+        DataError: If that is damaged.
+    """
+    match facts.get("since", [{}, 0]):
+        case [dict(sums), int(updates)] if all(isinstance(x, float) for x in sums.values()):
+            return Since(sums, updates)
+        case other:
+            raise DataError(f"checkpoint {path}: since is {other!r}; allowed: sums and a number")
 
 
 def _due(job: Job, imitation: Imitation, since: Since) -> bool:
@@ -111,7 +124,7 @@ def _learn(
     saved, told = time.monotonic(), time.monotonic()
     rates: list[float] = []
     try:
-        with metrics(job, imitation.updates) as write:
+        with metrics(job, imitation.updates - _due(job, imitation, since)) as write:
             while not imitation.finished or _due(job, imitation, since):
                 if not _due(job, imitation, since):
                     before = imitation.seconds
@@ -142,7 +155,7 @@ def _learn(
                     imitation.save(path, {**facts, "since": since})
                     saved = time.monotonic()
                 if stop:
-                    return imitation.finished
+                    return imitation.finished and not _due(job, imitation, since)
     finally:
         worlds.close()
     return True

@@ -22,7 +22,7 @@ from engram.launch.clone_build import build_world
 from engram.launch.clone_config import compose_clone
 from engram.launch.config import UsageError
 from engram.launch.files import read_json, write_json
-from engram.launch.folder import flat
+from engram.launch.variants import recorded_with
 
 ROBOT = "engram_arm"
 BATCH = 16
@@ -89,8 +89,7 @@ def record_into(folder: Path, tree: dict[str, Any], *, workers: int, console: Co
 def _claim(folder: Path, tree: dict[str, Any], *, begun: bool) -> None:
     """Write what the recording in a folder is, or check that it is this one."""
     path = folder / RECORDING
-    wanted = {k: v for k, v in tree["demonstrations"].items() if k not in ("folder", "episodes")}
-    mine = flat({"task": {k: tree["task"][k] for k in ("name", "settings")}, **wanted})
+    mine = recorded_with(tree)
     if not begun:
         write_json(path, mine)
         return

@@ -123,10 +123,15 @@ def _send(mirror: Mirror) -> None:
 
 @contextmanager
 def metrics(job: Job, steps: int) -> Iterator[Callable[[Report], None]]:
-    """Yield what writes a report to `metrics.jsonl` and TensorBoard's events."""
+    """Yield what writes a report to `metrics.jsonl` and TensorBoard's events.
+
+    Args:
+        job: The run.
+        steps: Those it made already; what a killed process reported of later ones is hidden.
+    """
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    writer = SummaryWriter(str(job.folder), purge_step=steps)
+    writer = SummaryWriter(str(job.folder), purge_step=steps + 1)
     with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
 
         def write(result: Report) -> None:

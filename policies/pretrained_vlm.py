@@ -177,8 +177,9 @@ class PretrainedVLM(Perceiver):
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             seen, meant = self._read(words, [list(row) for row in zip(*views, strict=True)])
         felt = self.felt(sight).flatten(0, len(batch) - 1)
-        perceptual = self.compression(seen.to(felt.dtype))
-        cognitive = self.norm(self.sum_up(meant.to(felt.dtype)) + felt)[:, None]
+        dtype = sight.proprioception.dtype  # not that of `felt`, which mixed precision rounds
+        perceptual = self.compression(seen.to(dtype))
+        cognitive = self.norm(self.sum_up(meant.to(dtype)) + felt)[:, None]
         return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
 
     def _read(self, words: Tensor, images: list[list[np.ndarray]]) -> tuple[Tensor, Tensor]:

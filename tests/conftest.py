@@ -53,7 +53,10 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(request: pytest.FixtureRequest) -> None:
-    """Let slow tests go unchecked: checks take half of a training, and the suite makes them."""
+    """Call engram unchecked in slow tests: checks double the time of a training.
+
+    What they check is called in tests of the suite, too, on shapes of any kind.
+    """
     if request.node.get_closest_marker("slow"):
         request.getfixturevalue("unchecked")
 

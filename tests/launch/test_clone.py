@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engram.agents.imitation import Imitation
 from engram.envs.manipulation.environment import make_task
@@ -138,6 +139,8 @@ def test_a_run_that_was_stopped_anywhere_writes_the_lines_of_one_that_was_not(
     done = clone_job(job(copy, tiny, resume=True), report=nothing, stopping=lambda: False)
     assert done is not None and len(made) == 4
     assert same_lines(copy)
+    events = EventAccumulator(str(copy / "run")).Reload()
+    assert [event.step for event in events.Scalars("score")] == [2, 4]
 
 
 @pytest.mark.slow
