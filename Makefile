@@ -3,7 +3,7 @@
 #   make demo    compare memories on small tasks; the report goes to runs/demo
 #   make test    the suite, in minutes
 #   make slow    the tests that the suite leaves out
-#   make check   both in one go, which takes less time than one after the other
+#   make check   what CI runs: both in one go, but for the longest
 #   make lint    ruff and pyright
 #   make wheel   build the wheel and import it in an environment of its own
 #   make bench   print the benchmark tables
@@ -32,7 +32,7 @@ install: $(INSTALLED)
 
 # The first mark is left behind by an interrupted install, which may have written half a package:
 # the next call then begins with an empty environment. The second is newer than what it was made of.
-# pip says nothing here but what made it fail.
+# pip says nothing here but what made it fail, and leaves compiling to the first import.
 $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard kernels/source/*)
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "$(PYTHON) is not on the PATH; name another with make PYTHON=..." >&2; exit 1; }
@@ -40,7 +40,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard kernels/source/
 	@echo "Installing engram and its tools into $(VENV); the first time takes some minutes."
 	@$(PYTHON) -m venv $(VENV)
 	@touch $(INSTALLING)
-	@$(BIN)/python -m pip install -qq --editable ".[demonstrations,dev,manipulation,map,mujoco,ray,rllib,sb3,warp]" --constraint constraints.txt
+	@$(BIN)/python -m pip install -qq --no-compile --editable ".[demonstrations,dev,manipulation,map,mujoco,ray,rllib,sb3,warp]" --constraint constraints.txt
 	@mv $(INSTALLING) $(INSTALLED)
 	@touch $(INSTALLED)
 
@@ -56,8 +56,9 @@ slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -n logical --maxprocesses 8 --dist loadgroup --durations=15 || [ $$? -eq 5 ]
 
 # While a test waits for its processes another runs: the clusters of Ray follow one another anyway.
+# Five whole runs over Ray, killed and resumed, are left to `make slow`: a third of the time.
 check: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or not slow" -n logical --maxprocesses 8 --dist loadgroup --durations=15
+	$(BIN)/python -m pytest -m "not long" -n logical --maxprocesses 8 --dist loadgroup --durations=15
 
 # Each tool runs whatever the one before it found.
 lint: $(INSTALLED)

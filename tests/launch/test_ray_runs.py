@@ -74,6 +74,7 @@ def leave_behind(run: Path, copy: Path) -> None:
         shutil.copy(run / name, copy / name)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize(
@@ -125,6 +126,7 @@ def processes_of(run: subprocess.Popen[str], title: str) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_a_killed_learner_sends_the_group_back_to_the_last_checkpoint(tmp_path: Path) -> None:

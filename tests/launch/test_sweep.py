@@ -88,6 +88,7 @@ def test_the_best_point_comes_first_and_an_ended_trial_last() -> None:
     assert cells[3][1:3] == ["–", "ended early"] and cells[4][1:3] == ["–", "failed"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_an_interrupted_sweep_goes_on_and_reports_every_point(
