@@ -32,7 +32,8 @@ install: $(INSTALLED)
 
 # The first mark is left behind by an interrupted install, which may have written half a package:
 # the next call then begins with an empty environment. The second is newer than what it was made of.
-# pip says nothing here but what made it fail, and leaves compiling to the first import.
+# pip says nothing here but what made it fail. It compiles what it installs: where Python may not write,
+# every process of a test would compile anew.
 $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard kernels/source/*)
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "$(PYTHON) is not on the PATH; name another with make PYTHON=..." >&2; exit 1; }
@@ -40,7 +41,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard kernels/source/
 	@echo "Installing engram and its tools into $(VENV); the first time takes some minutes."
 	@$(PYTHON) -m venv $(VENV)
 	@touch $(INSTALLING)
-	@$(BIN)/python -m pip install -qq --no-compile --editable ".[demonstrations,dev,manipulation,map,mujoco,ray,rllib,sb3,warp]" --constraint constraints.txt
+	@$(BIN)/python -m pip install -qq --editable ".[demonstrations,dev,manipulation,map,mujoco,ray,rllib,sb3,warp]" --constraint constraints.txt
 	@mv $(INSTALLING) $(INSTALLED)
 	@touch $(INSTALLED)
 
