@@ -117,18 +117,9 @@ def main() -> None:
         venv.create(folder / "venv", with_pip=True)
         bin = folder / "venv" / "bin"
         constraints = ROOT / "constraints.txt"
-        run(
-            bin / "python",
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-compile",
-            "-c",
-            constraints,
-            wheel,
-        )
-        run(bin / "python", "-m", "pip", "check")
+        pip = bin / "python", "-m", "pip"
+        run(*pip, "install", "--quiet", "--no-compile", "-c", constraints, wheel)
+        run(*pip, "check")
         print(f"installed it in a clean environment in {time.monotonic() - began:.0f} s")
 
         run(bin / "python", "-c", IMPORT_ALL, cwd=folder)

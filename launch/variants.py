@@ -10,8 +10,10 @@ from engram.launch.folder import flat
 
 VARIANTS = "variants"
 """Where a study lists them: names of lists of arguments."""
-SHARED = "task", "memory", "tasks", "memories", VARIANTS, "study", "task.name"
-SHARED += "seeds", "device", "out", "resume", "workers"
+SHARED = (
+    *("task", "task.name", "tasks", "memory", "memories", VARIANTS, "study"),
+    *("seeds", "device", "out", "resume", "workers"),
+)
 """Keys of all runs together, which no variant sets."""
 
 

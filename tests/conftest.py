@@ -55,7 +55,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick(request: pytest.FixtureRequest) -> None:
     """Call engram unchecked in slow tests: checks double the time of a training.
 
-    What they check is called in tests of the suite, too, on shapes of any kind.
+    Fixtures of a module or session begin before this one and stay checked.
     """
     if request.node.get_closest_marker("slow"):
         request.getfixturevalue("unchecked")

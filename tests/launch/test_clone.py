@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from engram.agents.imitation import Imitation
 from engram.envs.manipulation.environment import make_task
-from engram.kernels.errors import EngramError
+from engram.kernels.errors import DataError, EngramError
 from engram.launch.clone_config import compose_clone
-from engram.launch.clone_run import clone_job, load_clone
+from engram.launch.clone_run import _since, clone_job, load_clone
 from engram.launch.config import choices
 from engram.launch.files import read_json
 from engram.launch.main import main
@@ -157,6 +157,13 @@ def test_a_run_that_was_killed_before_it_was_saved_writes_no_line_twice(
         file.write(json.dumps({"updates": 2, "steps": 2, "score": -1.0}) + "\n")
     clone_job(job(copy, tiny, resume=True), report=nothing, stopping=lambda: False)
     assert same_lines(copy)
+
+
+@pytest.mark.parametrize("seen", [3, [{}], [{"action": "a"}, 1], [{"action": 0.5}, 1.5]])
+def test_a_damaged_record_of_what_was_reported_is_refused(seen: Any) -> None:
+    with pytest.raises(DataError, match="since is"):
+        _since({"since": seen}, Path("checkpoint"))
+    assert _since({"since": [{"action": 0.5}, 2]}, Path("checkpoint")) == ({"action": 0.5}, 2)
 
 
 @pytest.mark.slow
