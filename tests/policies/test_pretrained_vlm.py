@@ -136,6 +136,26 @@ def test_a_policy_acts_and_learns_with_it(family: str, vlms: dict[str, Path]) ->
     assert all(torch.equal(p, before[n]) for n, p in vlm.model.named_parameters())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("half", [False, True])
+def test_under_mixed_precision_it_perceives_nearly_the_same_and_learns(
+    family: str, half: bool, vlms: dict[str, Path]
+) -> None:
+    exact, vlm = build(vlms[family], cognitive=16), build(vlms[family], cognitive=16, bfloat16=half)
+    seen = sight(vlm)
+    with torch.no_grad():
+        wanted = exact(seen)
+    with torch.autocast("cpu", torch.bfloat16):
+        streams = vlm(seen)
+    for found, right in zip(streams, wanted, strict=True):
+        assert (found.float() - right).abs().max() < 0.1  # of tokens normed to about 1
+    sum(stream.float().square().mean() for stream in streams).backward()
+    for name, weight in vlm.named_parameters():
+        theirs = name.startswith("model.")
+        assert (weight.grad is None) == theirs, name
+        assert theirs or (weight.dtype == torch.float32 and weight.grad.isfinite().all()), name
+
+
 def test_trained_it_learns(vlms: dict[str, Path]) -> None:
     vlm = build(vlms["llava"], trained=True).train()
     assert vlm.model.training
