@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import track
 
 from engram.agents.demonstrations import DemonstrationWriter, Episode
+from engram.agents.demonstrations.layout import PENDING
+from engram.agents.demonstrations.pending import WaitingDamagedError
 from engram.agents.demonstrations.recording import features_of, record
 from engram.envs.manipulation import ManipulationEnv
 from engram.envs.processes import without_sigint
@@ -72,7 +74,7 @@ def record_into(folder: Path, tree: dict[str, Any], *, workers: int, console: Co
     wanted = tree["demonstrations"]
     make = partial(build_world, tree)
     env = make()
-    with DemonstrationWriter(folder, features=features_of(env), robot_type=ROBOT) as writer:
+    with _writer(folder, env) as writer:
         _claim(folder, tree, begun=writer.episodes > 0)
         missing = range(writer.episodes, wanted["episodes"])
         if missing:
@@ -84,6 +86,15 @@ def record_into(folder: Path, tree: dict[str, Any], *, workers: int, console: Co
                     writer.add(episode)
         held = writer.episodes
     console.print(f"{held} demonstrations in {folder}")
+
+
+def _writer(folder: Path, env: ManipulationEnv) -> DemonstrationWriter:
+    try:
+        return DemonstrationWriter(folder, features=features_of(env), robot_type=ROBOT)
+    except WaitingDamagedError as error:  # each is worth no more than the seconds it took
+        seen = str(error).partition(";")[0]
+        place = folder / PENDING
+        raise DataError(f"{seen}; remove {place}: its episodes are recorded again") from None
 
 
 def _claim(folder: Path, tree: dict[str, Any], *, begun: bool) -> None:

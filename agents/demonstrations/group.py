@@ -54,6 +54,29 @@ def prepare(
     )
 
 
+def placed(episode: Pending, first: int, task: int) -> Pending:
+    """Say in an episode where it is in the data set, which it may have reached by moving up.
+
+    Args:
+        episode: Which; its number is right.
+        first: Number of its first frame in the data set.
+        task: Number of its instruction.
+    """
+    length, table = episode.length, rows(episode)
+    columns = {
+        "episode_index": np.full((length, 1), episode.number),
+        "index": (first + np.arange(length))[:, None],
+        "task_index": np.full((length, 1), task),
+    }
+    described = {key: statistics.of_column(column, INDEX[key]) for key, column in columns.items()}
+    for key, column in columns.items():
+        place = table.schema.get_field_index(key)
+        table = table.set_column(place, table.schema.field(place), to_arrow(column, INDEX[key]))
+    file = io.BytesIO()
+    arrow().parquet.write_table(table, file)
+    return episode._replace(table=file.getvalue(), statistics=episode.statistics | described)
+
+
 def write(
     folder: Path, info: dict[str, Any], episodes: list[Pending], number: int, first: int
 ) -> list[dict[str, Any]]:

@@ -15,15 +15,20 @@ import numpy as np
 from engram.agents.demonstrations import layout
 from engram.agents.demonstrations.columns import arrow
 from engram.agents.demonstrations.layout import whole_file
+from engram.agents.demonstrations.lock import FolderLock
 from engram.agents.demonstrations.statistics import Statistics
 from engram.kernels.errors import DataError, one_line
+
+
+class WaitingDamagedError(DataError):
+    """An episode that waits cannot be read, or one before others is gone."""
 
 
 class Pending(NamedTuple):
     """A complete episode, ready to be copied into the files of the data set."""
 
     number: int
-    """Its number in the data set."""
+    """Its number in the data set, once there; what it holds may still say another."""
     task: str
     """Its instruction."""
     length: int
@@ -67,7 +72,7 @@ def read(folder: Path, index: int) -> Pending:
     """Read a waiting episode.
 
     Raises:
-        DataError: If the file is damaged.
+        WaitingDamagedError: If the file is damaged.
     """
     path = path_of(folder, index)
     try:
@@ -82,26 +87,76 @@ def read(folder: Path, index: int) -> Pending:
         videos = {name.removesuffix(".mp4"): video for name, video in content.items()}
         return Pending(index, facts["task"], facts["length"], statistics, table, videos)
     except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {one_line(error)}; remove it") from error
+        seen = f"{path} is damaged: {one_line(error)}"
+        raise WaitingDamagedError(f"{seen}; `set_aside(folder)` keeps the others") from error
 
 
 def waiting(folder: Path, committed: int) -> list[int]:
     """Return the numbers of waiting episodes in order; remove what is in the data set already.
 
     Raises:
-        DataError: If one is missing between others.
+        WaitingDamagedError: If one is missing between others.
     """
-    found = sorted((folder / layout.PENDING).glob("episode-*.zip"))
-    numbers = [int(path.stem.rpartition("-")[2]) for path in found]
     kept = []
-    for path, number in zip(found, numbers, strict=True):
+    for number, path in _files(folder).items():
         if number < committed:
             path.unlink()
         else:
             kept.append(number)
-    if kept != list(range(committed, committed + len(kept))):
-        raise DataError(f"{folder / layout.PENDING} lacks episode {committed}; it holds {kept}")
+    wanted = range(committed, committed + len(kept))
+    if lacking := sorted(set(wanted) - set(kept)):
+        seen = f"{folder / layout.PENDING} lacks episode {lacking[0]}; it holds {kept}"
+        raise WaitingDamagedError(f"{seen}; `set_aside(folder)` keeps these")
     return kept
+
+
+def set_aside(folder: str | Path) -> list[Path]:
+    """Put waiting episodes that are damaged out of the way; the others move up and stay.
+
+    For a data set that a writer refuses to go on with, because an episode that no file of the
+    data set holds yet cannot be read or is gone. Killed on its way, it can be called again.
+
+    Args:
+        folder: The data set.
+
+    Returns:
+        The damaged files, under the names they have now.
+
+    Raises:
+        DataError: If the data set itself is damaged, or a writer has it open.
+    """
+    folder = Path(folder)
+    committed = int(layout.read_info(folder)["total_episodes"])
+    lock, damaged = FolderLock(folder), []
+    try:
+        number = committed
+        for held, path in _files(folder).items():
+            if held < committed:  # it is in the data set, only its writer died before removing it
+                continue
+            try:
+                read(folder, held)
+            except WaitingDamagedError:
+                aside = _free(path.with_name(f"{path.name}.damaged"))
+                damaged.append(path.rename(aside))
+                continue
+            path.rename(path_of(folder, number))  # `flush` says in it which one it is
+            number += 1
+    finally:
+        lock.release()
+    return damaged
+
+
+def _files(folder: Path) -> dict[int, Path]:
+    """Return the files of waiting episodes by their numbers, in order."""
+    found = (folder / layout.PENDING).glob("episode-*.zip")
+    numbered = {int(path.stem.rpartition("-")[2]): path for path in found}
+    return dict(sorted(numbered.items()))
+
+
+def _free(path: Path) -> Path:
+    """Return a name like this one that no file has."""
+    names = (path.with_name(f"{path.name}{i or ''}") for i in range(10**6))
+    return next(name for name in names if not name.exists())
 
 
 def tidy(folder: Path) -> None:

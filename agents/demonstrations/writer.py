@@ -28,7 +28,8 @@ class DemonstrationWriter:
     An episode is on disk when `add` returns. Readers see it once its file is complete: after
     `episodes_per_file` of them, or at `flush` or `close`. A writer that was killed loses the
     episode it was adding and no other: open the folder again, and `episodes` says where to go on.
-    Readers see a consistent data set at any moment, as the index is replaced last.
+    Readers see a consistent data set at any moment, as the index is replaced last. An episode that
+    was damaged before it became part of a file is refused; `set_aside` keeps the others.
 
     Videos are coded without loss. Nothing that was written before is ever changed, so a folder
     recorded by LeRobot itself can be continued.
@@ -160,8 +161,11 @@ class DemonstrationWriter:
         """Make every complete episode part of the data set; the next one begins new files."""
         if not self._waiting:
             return
-        numbers = range(self._committed, self.episodes)
-        episodes = [pending.read(self.folder, number) for number in numbers]
+        episodes, first = [], self._frames
+        for number in range(self._committed, self.episodes):
+            episode = pending.read(self.folder, number)
+            episodes.append(group.placed(episode, first, self._number_of(episode.task)))
+            first += episode.length
         rows = group.write(self.folder, self._info, episodes, self._next_file, self._frames)
         layout.write_tasks(self.folder / layout.TASKS, self._tasks)
         parts = [episode.statistics for episode in episodes]

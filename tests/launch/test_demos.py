@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from engram.agents.demonstrations import Demonstrations
+from engram.agents.demonstrations.recording import record
 from engram.kernels.errors import DataError
 from engram.launch import demos as module
+from engram.launch.clone_build import build_world
 from engram.launch.clone_config import compose_clone
 from engram.launch.config import UsageError
 from engram.launch.demos import RecorderKilledError
@@ -108,6 +110,28 @@ def test_a_folder_may_have_a_number_for_a_name(
     monkeypatch.chdir(tmp_path)
     assert main([*QUICK, "demonstrations.episodes=1", "out=3"]) == 0
     assert len(episodes(tmp_path / "3")) == 1
+
+
+def test_what_waits_damaged_is_recorded_again(
+    recorded: Path, tmp_path: Path, tree: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "killed"
+    shutil.copytree(recorded, folder)
+    env = build_world(tree)
+    writer = module._writer(folder, env)
+    for number in (3, 4):
+        writer.add(record(env, seed=0, number=number))
+    writer._lock.release()  # as if killed
+    path = folder / ".pending" / "episode-000003.zip"
+    path.write_bytes(path.read_bytes()[:-100])
+    again = [*QUICK, "demonstrations.episodes=4", f"out={folder}"]
+    said = refused(capsys, *again)
+    assert "is damaged" in said and f"remove {folder / '.pending'}: its episodes are" in said
+    shutil.rmtree(folder / ".pending")
+    assert main(again) == 0
+    whole = tmp_path / "whole"
+    assert main([*again[:-1], f"out={whole}"]) == 0
+    assert same(episodes(folder), episodes(whole))
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"a"'])
