@@ -40,13 +40,6 @@ class Lesson(NamedTuple):
     statistics: SightStatistics
 
 
-class Cloned(NamedTuple):
-    """A policy and what is needed to let it act."""
-
-    policy: VLA
-    vocabulary: Vocabulary
-
-
 def read_lesson(tree: dict[str, Any], folder: Path) -> Lesson:
     """Read the demonstrations of a run.
 

@@ -69,29 +69,45 @@ def findings(
                 raise DataError(
                     f"{folder / task / memory}: gaps by seed are {seen}; allowed: the same"
                 )
-            for gap in facts[0]["gaps"]:
-                at = [fact["gaps"][gap] for fact in facts]
-                successes = [one["success"] for one in at]
-                choices = [one["first_choice"] for one in at]
-                found.append(
-                    Finding(
-                        task,
-                        memory,
-                        int(gap),
-                        *interval(successes),
-                        *interval(choices),
-                        successes=successes,
-                        first_choices=choices,
-                        chance=facts[0]["chance"],
-                        seeds=seeds,
-                        episodes=sum(one["episodes"] for one in at),
-                        parameters=facts[0]["parameters"],
-                        memory_parameters=facts[0]["memory_parameters"],
-                        memory_bytes=at[0]["memory_bytes"],
-                        updates=facts[0]["updates"],
-                        seconds=float(np.mean([fact["seconds"] for fact in facts])),
-                    )
-                )
+            found += of_seeds(task, memory, seeds, facts)
+    return found
+
+
+def of_seeds(
+    task: str, memory: str, seeds: list[int], facts: list[dict[str, Any]]
+) -> list[Finding]:
+    """Join what all seeds of one memory showed on one task: a finding per gap.
+
+    Args:
+        task: Its name.
+        memory: Likewise.
+        seeds: Of the runs.
+        facts: What `evaluation.json` says of each, at the same gaps.
+    """
+    found = []
+    for gap in facts[0]["gaps"]:
+        at = [fact["gaps"][gap] for fact in facts]
+        successes = [one["success"] for one in at]
+        choices = [one["first_choice"] for one in at]
+        found.append(
+            Finding(
+                task,
+                memory,
+                int(gap),
+                *interval(successes),
+                *interval(choices),
+                successes=successes,
+                first_choices=choices,
+                chance=facts[0]["chance"],
+                seeds=seeds,
+                episodes=sum(one["episodes"] for one in at),
+                parameters=facts[0]["parameters"],
+                memory_parameters=facts[0]["memory_parameters"],
+                memory_bytes=at[0]["memory_bytes"],
+                updates=facts[0]["updates"],
+                seconds=float(np.mean([fact["seconds"] for fact in facts])),
+            )
+        )
     return found
 
 

@@ -7,30 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engram.agents import checkpoint
 from engram.agents.imitation import Imitation
 from engram.agents.imitation_evaluation import Outcome, evaluate_in_simulation
 from engram.agents.training import Report
 from engram.kernels.errors import DataError
 from engram.launch.build import EVALUATION_SEED
-from engram.launch.clone_build import (
-    Cloned,
-    Lesson,
-    build_imitation,
-    build_vla,
-    build_worlds,
-    read_lesson,
-)
+from engram.launch.clone_build import Lesson, build_imitation, build_worlds, read_lesson
 from engram.launch.clone_check import check_lesson
+from engram.launch.clone_evaluate import evaluate_gaps
+from engram.launch.clone_saved import Cloned, write_sight
 from engram.launch.files import read_json, write_json
-from engram.launch.folder import CHECKPOINT, check, claim, forget_after, locked, read_config
+from engram.launch.folder import CHECKPOINT, check, claim, forget_after, locked
 from engram.launch.training import Job, metrics
-from engram.policies.language import Vocabulary
-from engram.policies.perception import SightSize
 
-SIGHT = "sight.json"
-"""What the policy of a run sees, and the words it knows."""
-FORMAT = 1
 Reporting = Callable[[Report], None]
 
 
@@ -70,7 +59,7 @@ def clone_job(
         # Killed between writing a line and saving, a run makes the evaluation of that line again.
         forget_after(job.folder, imitation.updates - _due(job, imitation, since))
         claim(job.folder, job.memory, job.seed, job.tree)
-        _write_sight(job.folder, lesson)
+        write_sight(job.folder, lesson)
         if not _learn(job, imitation, since, lesson, report, stopping):
             return None
         return _finish(job, imitation, lesson, stopping)
@@ -180,26 +169,16 @@ def _finish(
 ) -> dict[str, Any] | None:
     """Evaluate at every gap, in worlds that no demonstration showed, and write what was found."""
     settings = job.tree["evaluation"]
-    gaps: dict[str, dict[str, float]] = {}
-    chance = 0.0
-    for gap in job.tree["task"]["gaps"]:
-        worlds, instruction = build_worlds(job.tree, num_envs=settings["num_envs"], gap=gap)
-        try:
-            outcome = evaluate_in_simulation(
-                imitation.actor,
-                worlds,
-                instruction,
-                lesson.vocabulary,
-                episodes=settings["final"],
-                seed=job.seed + EVALUATION_SEED,
-                stopping=stopping,
-            )
-        finally:
-            worlds.close()
-        if outcome is None:
-            return None
-        gaps[str(gap)] = outcome._asdict()
-        chance = worlds.first_choice_chance
+    measured = evaluate_gaps(
+        Cloned(imitation.actor, lesson.vocabulary),
+        job.tree,
+        gaps=job.tree["task"]["gaps"],
+        episodes=settings["final"],
+        seed=job.seed + EVALUATION_SEED,
+        stopping=stopping,
+    )
+    if measured is None:
+        return None
     policy = imitation.policy
     found = {
         "memory": job.memory,
@@ -210,52 +189,7 @@ def _finish(
         "episodes": len(lesson.episodes),
         "parameters": sum(p.numel() for p in policy.parameters()),
         "memory_parameters": sum(p.numel() for p in policy.memory.parameters()),
-        "chance": chance,
-        "gaps": gaps,
+        **measured,
     }
     write_json(job.folder / "evaluation.json", found)
     return found
-
-
-def _write_sight(folder: Path, lesson: Lesson) -> None:
-    vocabulary = lesson.vocabulary
-    words = {"words": vocabulary.words, "length": vocabulary.length}
-    facts = {"format": FORMAT, "sizes": lesson.sizes._asdict(), **words}
-    write_json(folder / SIGHT, facts)
-
-
-def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, Any]]:
-    """Rebuild the policy that a run's evaluation used; return it and the configuration.
-
-    Raises:
-        DataError: If the folder holds no such run, or a damaged one.
-    """
-    tree = read_config(folder)["tree"]
-    for name in ("task", "demonstrations", "streams", "policy"):
-        if not isinstance(tree.get(name), dict):
-            raise DataError(f"{folder / 'config.json'} is damaged: it has no settings of {name}")
-    facts = read_json(folder / SIGHT)
-    try:
-        if facts["format"] != FORMAT:
-            raise DataError(f"{folder / SIGHT}: format is {facts['format']}; allowed: {FORMAT}")
-        vocabulary = Vocabulary(facts["words"], length=facts["length"])
-        parts: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["sizes"].items()}
-        sizes = SightSize(**parts)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / SIGHT} is damaged: {error}") from None
-    tensors, _ = checkpoint.read(folder / CHECKPOINT, device)
-    average = checkpoint.part(checkpoint.part(tensors, "average"), "module")
-    try:
-        scale = (average["scale.low"], average["scale.high"])
-    except KeyError as error:
-        raise DataError(
-            f"{folder / CHECKPOINT} is damaged or of another version: it has no {error}"
-        ) from None
-    try:
-        policy = build_vla(tree, sizes, scale, 0).to(device)
-    except KeyError as error:
-        raise DataError(
-            f"{folder / 'config.json'} is damaged or of another version: it has no {error}"
-        ) from None
-    checkpoint.load_module(policy, average, folder / CHECKPOINT)
-    return Cloned(policy.eval(), vocabulary), tree

@@ -6,13 +6,17 @@ from typing import Any
 from rich.console import Console
 
 from engram.launch.build import EVALUATION_SEED, build_stream
+from engram.launch.clone_evaluate import Asked, evaluate_clones
+from engram.launch.clone_saved import SIGHT
 from engram.launch.compare import show
 from engram.launch.config import UsageError, parse_device, unknown
 from engram.launch.evaluation import evaluate, interval
 from engram.launch.folder import CHECKPOINT, binding
 from engram.launch.run import load_policy
 
-KEYS = ("out", "episodes", "greedy", "seed", "device")
+KEYS = ("out", "episodes", "greedy", "gaps", "seed", "device")
+OF_CLONES, OF_AGENTS = "gaps", "greedy"
+"""Keys that only runs of `engram clone` have, and only others."""
 
 
 def evaluate_runs(arguments: list[str], console: Console) -> int:
@@ -20,7 +24,8 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
 
     Args:
         arguments: `out=<folder>`, and optionally `episodes`, `greedy`, `seed` (added to that of
-            every run; another one, other episodes) and `device`.
+            every run; another one, other episodes), `device`, and `gaps=[5,60]` of runs of
+            `engram clone`.
         console: Where the table goes.
     """
     given = _parse(arguments)
@@ -31,6 +36,17 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
     if not runs:
         raise UsageError(f"out: {out} holds no checkpoint; allowed: a folder that train wrote")
     device = parse_device(given.get("device", "auto"))
+    shift = _number("seed", given.get("seed", "1"))
+    clones = [run for run in runs if (run / SIGHT).exists()]
+    if clones and len(clones) < len(runs):
+        raise UsageError(f"out: {out} holds runs of train and of clone; allowed: one of them")
+    if (other := OF_AGENTS if clones else OF_CLONES) in given:
+        kind = "clone" if clones else "train"
+        raise UsageError(f"{other} means nothing to runs of {kind}; allowed: other keys")
+    if clones:
+        episodes = _number("episodes", given["episodes"]) if "episodes" in given else None
+        gaps = _numbers(given["gaps"]) if "gaps" in given else None
+        return evaluate_clones(clones, Asked(gaps, episodes, shift, device), out, console)
     groups: dict[Path, list[list[Any]]] = {}
     trees: dict[Path, dict[str, Any]] = {}
     for run in runs:
@@ -42,7 +58,7 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
                 "allowed: folders whose runs differ by their seeds alone"
             )
         settings = config["tree"]["evaluation"]
-        seed = EVALUATION_SEED + 7919 * _number("seed", given.get("seed", "1")) + config["seed"]
+        seed = EVALUATION_SEED + 7919 * shift + config["seed"]
         stream = build_stream(
             config["tree"],
             num_envs=int(settings["num_envs"]),
@@ -117,6 +133,13 @@ def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise UsageError(f"{name} is {text!r}; allowed: a whole number, 1 or more")
     return int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.removeprefix("[").removesuffix("]").split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"gaps is {text!r}; allowed: whole numbers, [5,60]")
+    return [int(part) for part in parts]
 
 
 def _truth(text: str) -> bool:

@@ -15,7 +15,7 @@ from engram.kernels.errors import InvalidValueError, MissingPackageError
 from engram.kernels.files.whole import whole_file
 from engram.launch.clone_build import build_world
 from engram.launch.clone_config import compose_clone
-from engram.launch.clone_run import load_clone
+from engram.launch.clone_saved import load_clone
 from engram.launch.config import UsageError
 
 Act = Callable[[dict[str, np.ndarray]], np.ndarray]

@@ -14,7 +14,8 @@ from engram.agents.imitation import Imitation
 from engram.envs.manipulation.environment import make_task
 from engram.kernels.errors import DataError, EngramError
 from engram.launch.clone_config import compose_clone
-from engram.launch.clone_run import _since, clone_job, load_clone
+from engram.launch.clone_run import _since, clone_job
+from engram.launch.clone_saved import load_clone
 from engram.launch.config import choices
 from engram.launch.files import read_json
 from engram.launch.main import main

@@ -1,0 +1,71 @@
+"""What a run of `engram clone` saves: its policy, and what that sees."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from engram.agents import checkpoint
+from engram.kernels.errors import DataError
+from engram.launch.clone_build import Lesson, build_vla
+from engram.launch.files import read_json, write_json
+from engram.launch.folder import CHECKPOINT, read_config
+from engram.policies.language import Vocabulary
+from engram.policies.perception import SightSize
+from engram.policies.vla import VLA
+
+SIGHT = "sight.json"
+"""What the policy of a run sees, and the words it knows."""
+FORMAT = 1
+
+
+class Cloned(NamedTuple):
+    """A policy and what is needed to let it act."""
+
+    policy: VLA
+    vocabulary: Vocabulary
+
+
+def write_sight(folder: Path, lesson: Lesson) -> None:
+    """Write what the policy of a run sees."""
+    vocabulary = lesson.vocabulary
+    words = {"words": vocabulary.words, "length": vocabulary.length}
+    facts = {"format": FORMAT, "sizes": lesson.sizes._asdict(), **words}
+    write_json(folder / SIGHT, facts)
+
+
+def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, Any]]:
+    """Rebuild the policy that a run's evaluation used; return it and the configuration.
+
+    Raises:
+        DataError: If the folder holds no such run, or a damaged one.
+    """
+    tree = read_config(folder)["tree"]
+    for name in ("task", "demonstrations", "streams", "policy"):
+        if not isinstance(tree.get(name), dict):
+            raise DataError(f"{folder / 'config.json'} is damaged: it has no settings of {name}")
+    facts = read_json(folder / SIGHT)
+    try:
+        if facts["format"] != FORMAT:
+            raise DataError(f"{folder / SIGHT}: format is {facts['format']}; allowed: {FORMAT}")
+        vocabulary = Vocabulary(facts["words"], length=facts["length"])
+        parts: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["sizes"].items()}
+        sizes = SightSize(**parts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / SIGHT} is damaged: {error}") from None
+    tensors, _ = checkpoint.read(folder / CHECKPOINT, device)
+    average = checkpoint.part(checkpoint.part(tensors, "average"), "module")
+    try:
+        scale = (average["scale.low"], average["scale.high"])
+    except KeyError as error:
+        raise DataError(
+            f"{folder / CHECKPOINT} is damaged or of another version: it has no {error}"
+        ) from None
+    try:
+        policy = build_vla(tree, sizes, scale, 0).to(device)
+    except KeyError as error:
+        raise DataError(
+            f"{folder / 'config.json'} is damaged or of another version: it has no {error}"
+        ) from None
+    checkpoint.load_module(policy, average, folder / CHECKPOINT)
+    return Cloned(policy.eval(), vocabulary), tree
