@@ -6,8 +6,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from engram.agents.demonstrations import Demonstrations
 from engram.kernels.errors import DataError, one_line
-from engram.launch.clone_check import check_clone
+from engram.launch.clone_check import check_clone, check_folder
 from engram.launch.clone_config import CloneSettings, compose_clone
 from engram.launch.clone_figure import draw
 from engram.launch.clone_results import (
@@ -58,6 +59,10 @@ def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
     for tree in settings.trees.values():
         check_clone(tree)
     _check_out(settings)
+    given = [t for t in settings.trees.values() if t["demonstrations"]["folder"] is not None]
+    for tree in given:
+        check_folder(tree)
+    _tell_left_out(given, console)
     missing: dict[Path, dict[str, Any]] = {}
     for names, tree in settings.trees.items():
         if tree["demonstrations"]["folder"] is None:
@@ -87,6 +92,16 @@ def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
     for folder, tree in missing.items():
         record_into(folder, tree, workers=settings.workers, console=console)
     return jobs
+
+
+def _tell_left_out(trees: list[dict[str, Any]], console: Console) -> None:
+    """Print which episodes of given folders are damaged, where such are left out."""
+    wanted = [tree["demonstrations"] for tree in trees]
+    for folder in sorted({d["folder"] for d in wanted if d["skip_damaged"]}):
+        source = Demonstrations(folder, skip_damaged=True)
+        source.close()
+        for why in source.damage.values():
+            console.print(f"left out: {why}", soft_wrap=True)
 
 
 def _check_out(settings: CloneSettings) -> None:

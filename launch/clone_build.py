@@ -44,12 +44,15 @@ def read_lesson(tree: dict[str, Any], folder: Path) -> Lesson:
     """Read the demonstrations of a run.
 
     Raises:
-        DataError: If they are damaged, or lack what the policy is to see.
+        DataError: If they are damaged and damaged ones are not left out, or if they lack what the
+            policy is to see.
     """
-    source = Demonstrations(folder)
+    source = Demonstrations(folder, skip_damaged=tree["demonstrations"]["skip_damaged"])
     try:
         if not source.count:
-            raise DataError(f"{folder} holds no demonstration")
+            raise DataError(
+                f"{folder} holds no demonstration{' that is whole' * bool(source.damage)}"
+            )
         vocabulary = vocabulary_of(source)
         sizes = sizes_of(
             source,

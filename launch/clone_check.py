@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from gymnasium import spaces
 
-from engram.agents.demonstrations.recording import features_of
+from engram.agents.demonstrations.recording import HIDDEN, features_of
 from engram.agents.imitation_frames import Demonstration
 from engram.agents.imitation_sights import statistics_of
 from engram.envs.manipulation import ManipulationEnv
 from engram.envs.manipulation.environment import make_task
 from engram.kernels.errors import DataError, InvalidValueError, is_whole
-from engram.launch.clone_build import Lesson, build_imitation, build_world
+from engram.launch.clone_build import Lesson, build_imitation, build_world, read_lesson
 from engram.launch.config import UsageError
+from engram.launch.demos import RECORDING, check_recording
 from engram.policies.language import Vocabulary
 from engram.policies.perception import Sight, SightSize
 
@@ -36,6 +37,20 @@ def check_clone(tree: dict[str, Any]) -> None:
     finally:
         world.close()
     build_imitation(tree, lesson, device=torch.device("cpu"), seed=0)
+
+
+def check_folder(tree: dict[str, Any]) -> None:
+    """Check a folder of demonstrations that is given, by what it says of itself and an episode.
+
+    Raises:
+        UsageError: If it was recorded with other settings than the run is told.
+        DataError: If it is damaged, or of another robot or task.
+    """
+    folder = Path(tree["demonstrations"]["folder"])
+    if (folder / RECORDING).exists():
+        check_recording(folder, tree)
+    one = {**tree, "demonstrations": {**tree["demonstrations"], "episodes": 1}}
+    check_lesson(one, read_lesson(one, folder))
 
 
 def check_gaps(task: dict[str, Any]) -> None:
@@ -61,7 +76,7 @@ def check_lesson(tree: dict[str, Any], lesson: Lesson) -> None:
     world = build_world(tree, oracle=tree["policy"]["told"])
     try:
         mine, instruction = _sizes(tree, world, lesson.vocabulary), world.task.instruction
-        space = world.action_space
+        space, cues = world.action_space, world.task.hints
     finally:
         world.close()
     low, high = lesson.scale
@@ -70,6 +85,8 @@ def check_lesson(tree: dict[str, Any], lesson: Lesson) -> None:
     for name, theirs, ours in zip(SightSize._fields, lesson.sizes, mine, strict=True):
         if theirs != ours:
             raise DataError(f"{where} {name} is {theirs}; allowed: {ours}")
+    if (told := lesson.episodes[0].cue.shape[1]) not in (0, cues):
+        raise DataError(f"{where} {HIDDEN} has {told} numbers; allowed: {cues}, or no such column")
     if tuple(low.shape) != space.shape:
         raise DataError(f"{where} an action has {len(low)} numbers; allowed: {space.shape[0]}")
     least, most = float(low.min()), float(high.max())

@@ -32,6 +32,8 @@ BATCH = 16
 RECORDING = "recording.json"
 """What a folder's demonstrations were recorded with."""
 
+KEYS = "task, task.settings…, demonstrations…, out, workers"
+
 
 class RecorderKilledError(EngramError):
     """A process that recorded was killed."""
@@ -50,6 +52,13 @@ def demos(arguments: list[str], console: Console) -> int:
     Returns:
         The exit status.
     """
+    for argument in arguments:
+        key = argument.partition("=")[0].lstrip("+")
+        group = key.partition(".")[0]
+        if key not in ("out", "workers") and group not in ("task", "demonstrations"):
+            raise UsageError(f"{key} decides nothing of a recording; allowed: {KEYS}")
+        if key in (f"demonstrations.{name}" for name in ("folder", "skip_damaged")):
+            raise UsageError(f"{key} is where to read from; allowed: out=FOLDER")
     settings = compose_clone(arguments)
     if len(settings.tasks) > 1:
         raise UsageError(f"task is {settings.tasks}; allowed: one")
@@ -100,19 +109,30 @@ def _writer(folder: Path, env: ManipulationEnv) -> DemonstrationWriter:
 def _claim(folder: Path, tree: dict[str, Any], *, begun: bool) -> None:
     """Write what the recording in a folder is, or check that it is this one."""
     path = folder / RECORDING
-    mine = recorded_with(tree)
     if not begun:
-        write_json(path, mine)
+        write_json(path, recorded_with(tree))
         return
     if not path.exists():
         raise UsageError(f"out: {folder} holds demonstrations that engram did not record")
-    theirs = read_json(path)
+    check_recording(folder, tree)
+
+
+def check_recording(folder: Path, tree: dict[str, Any]) -> None:
+    """Check that a folder that engram recorded is of the recording that is asked for.
+
+    Raises:
+        UsageError: If it is not.
+        DataError: If the note on the recording is damaged.
+    """
+    path = folder / RECORDING
+    mine, theirs = recorded_with(tree), read_json(path)
     if not isinstance(theirs, dict):
         raise DataError(f"{path} is damaged: it holds no JSON object")
     for key in sorted(theirs.keys() | mine.keys()):
         if theirs.get(key) != mine.get(key):
+            named = key if key.startswith("task.") else f"demonstrations.{key}"
             raise UsageError(
-                f"{key} is {mine.get(key)!r}; allowed: as the recording in {folder} began, "
+                f"{named} is {mine.get(key)!r}; allowed: as the recording in {folder} began, "
                 f"{theirs.get(key)!r}"
             )
 

@@ -57,6 +57,9 @@ def _key(name: str, argument: Any) -> str:
     return key
 
 
+_OF_READING = "folder", "episodes", "skip_damaged"
+
+
 @contextmanager
 def named_in_errors(name: str) -> Iterator[None]:
     """Say of errors of the configuration in which variant they are."""
@@ -68,7 +71,7 @@ def named_in_errors(name: str) -> Iterator[None]:
 
 def recorded_with(tree: dict[str, Any]) -> dict[str, Any]:
     """Return, by dotted keys, what decides a recording; how long it is does not."""
-    wanted = {k: v for k, v in tree["demonstrations"].items() if k not in ("folder", "episodes")}
+    wanted = {k: v for k, v in tree["demonstrations"].items() if k not in _OF_READING}
     return flat({"task": {k: tree["task"][k] for k in ("name", "settings")}, **wanted})
 
 

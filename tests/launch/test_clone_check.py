@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from engram.agents.demonstrations import DemonstrationWriter, Episode, Feature
@@ -167,3 +168,14 @@ def test_demonstrations_of_the_same_robot_pass(own: Own, composed: dict[str, Any
     found = changed(found, "demonstrations.objects=false")
     check_clone(found)
     check_lesson(found, read_lesson(found, folder))
+
+
+def test_a_cue_of_another_size_is_refused(own: Own, composed: dict[str, Any]) -> None:
+    folder = own()
+    found = changed(composed, f"demonstrations.folder={folder}")
+    found = changed(found, "demonstrations.objects=false")
+    lesson = read_lesson(found, folder)
+    longer = torch.zeros(len(lesson.episodes[0].cue), 5)
+    lesson = lesson._replace(episodes=[e._replace(cue=longer) for e in lesson.episodes])
+    with pytest.raises(EngramError, match=r"observation\.hidden has 5 numbers; allowed: 3, or no"):
+        check_lesson(found, lesson)

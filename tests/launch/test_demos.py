@@ -134,6 +134,23 @@ def test_what_waits_damaged_is_recorded_again(
     assert same(episodes(folder), episodes(whole))
 
 
+@pytest.mark.parametrize(
+    "argument, said",
+    [
+        ("memory=gru", "memory decides nothing of a recording; allowed: task, "),
+        ("policy.told=true", "policy.told decides nothing"),
+        ("+variants.a=[demonstrations.noise=0]", "variants.a decides nothing"),
+        ("demonstrations.folder=x", "demonstrations.folder is where to read from; allowed: out="),
+        ("demonstrations.skip_damaged=true", "where to read from"),
+    ],
+)
+def test_what_decides_nothing_is_refused(
+    argument: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, *QUICK, f"out={tmp_path / 'o'}", argument)
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"a"'])
 def test_a_damaged_note_on_a_recording_is_refused(
     content: str, tmp_path: Path, tree: dict[str, Any]

@@ -1,0 +1,84 @@
+"""Demonstrations that are given: of the recording that is asked for, damaged ones left out."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engram.agents.demonstrations import Demonstrations
+from engram.launch.files import read_json
+from engram.launch.main import main
+
+
+@pytest.fixture
+def recorded(study: Path, tmp_path: Path) -> Path:
+    """Three episodes, to be changed."""
+    return Path(shutil.copytree(study / "demonstrations" / "remember_color", tmp_path / "d"))
+
+
+def spoil(folder: Path, episode: int) -> None:
+    """Write NaN into an action of an episode."""
+    (path,) = (folder / "data").rglob("*.parquet")
+    table = pq.read_table(path)
+    actions = np.stack(table["action"].to_numpy())
+    actions[table["episode_index"].to_numpy() == episode, 0] = np.nan
+    place, kind = table.schema.get_field_index("action"), table.schema.field("action")
+    flat = pa.array(actions.reshape(-1), kind.type.value_type)
+    column = pa.FixedSizeListArray.from_arrays(flat, actions.shape[1])
+    pq.write_table(table.set_column(place, kind, column), path)
+
+
+def outcome(
+    capsys: pytest.CaptureFixture[str], tiny: list[str], folder: Path, *more: str
+) -> tuple[int, str]:
+    """Clone without a memory; return the status and all that was printed."""
+    capsys.readouterr()
+    own = ["memory=none", "seeds=1", f"demonstrations.folder={folder}", f"out={folder / 'o'}"]
+    status = main(["clone", *tiny, *own, *more])
+    out, err = capsys.readouterr()
+    return status, out + err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("demonstrations.noise=0.7", "noise is 0.7; allowed: as the recording in"),
+        ("demonstrations.stray=0.5", "stray is 0.5; allowed: as the recording in"),
+        ("task.settings.gap=[3,9]", "task.settings.gap is [3, 9]; allowed: as the recording"),
+    ],
+)
+def test_another_recording_is_refused(
+    change: str, message: str, recorded: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = [a for a in tiny if a.partition("=")[0] != change.partition("=")[0]]
+    status, said = outcome(capsys, kept, recorded, change)
+    assert status == 2 and message in said
+    assert not (recorded / "o").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_episode_is_refused_or_left_out(
+    recorded: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(recorded, 1)
+    status, said = outcome(capsys, tiny, recorded)
+    assert status == 2 and "episode 1" in said
+    status, said = outcome(capsys, tiny, recorded, "demonstrations.skip_damaged=true")
+    assert status == 0
+    assert said.count("left out: ") == 1 and "left out: episode 1: " in said
+    found = read_json(recorded / "o" / "remember_color" / "none" / "seed0" / "evaluation.json")
+    assert found["episodes"] == Demonstrations(recorded).count - 1 == 2
+
+
+@pytest.mark.slow
+def test_nothing_whole_is_refused(
+    recorded: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for episode in range(3):
+        spoil(recorded, episode)
+    status, said = outcome(capsys, tiny, recorded, "demonstrations.skip_damaged=true")
+    assert status == 2 and "holds no demonstration that is whole" in said
