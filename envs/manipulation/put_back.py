@@ -28,11 +28,11 @@ class PutBack(Task):
     """Carry the block to the white mark, wait for the green lamp, carry it back.
 
     After MemoryBench's put_block_back (Fang et al., 2025, arXiv 2501.18564), with a wait in place
-    of its button. The block stands on one of several equal grey marks. Once it rests on the white
-    mark, released, `gap` steps pass; then the lamp turns green. The first grey mark that it is
-    then put down on is the first choice (wrong where it rests off all marks, away from the middle);
-    resting on the right one, released, is success. A block rests on a mark within 3 cm of its
-    middle.
+    of its button. After `onset` steps the block stands on one of several equal grey marks. Once it
+    rests on the white mark, released, `gap` steps pass; then the lamp turns green. The first grey
+    mark that it is then put down on is the first choice (wrong where it rests off all marks, away
+    from the middle); resting on the right one, released, is success. A block rests on a mark within
+    3 cm of its middle.
 
     Nothing but the block's own place tells where it came from; a policy that puts it down off the
     middle on purpose can leave itself a note of at most 3 cm.
@@ -41,18 +41,21 @@ class PutBack(Task):
         marks: How many places it may come from, 2 to 6.
         patience: Steps for each of the two carries.
         gap: Steps between them, drawn from this range.
+        onset: Steps before the block is there, drawn from this range.
     """
 
     instruction = "Move the block to the white mark. When the lamp is green, put it back."
 
-    def __init__(self, *, marks: int = 4, patience: int = 30, gap: Range = (5, 15)):
-        super().__init__(gap=gap)
+    def __init__(
+        self, *, marks: int = 4, patience: int = 30, gap: Range = (5, 15), onset: Range = (1, 5)
+    ):
+        super().__init__(gap=gap, onset=onset)
         check_between(2, 6, marks=marks)
         check_least(1, patience=patience)
         self.patience = patience
         self.facts = marks
         self.chance = 1 / marks
-        self.limit = 2 * patience + self.gaps[1]
+        self.limit = self.onsets[1] + 2 * patience + self.gaps[1]
         self.marks = tuple(f"mark{i}" for i in range(marks))
         disc = {"kind": "mark", "size": (0.032, 0.001), "solid": False}
         self.props = (
@@ -66,11 +69,9 @@ class PutBack(Task):
         """Draw where the marks are."""
         self.places = scatter(random, self.facts, RIM)
         self.brought: int | None = None
-        self.phase = "bring"
         for name, place in zip(self.marks, self.places, strict=True):
             world.show(name, (*place, 0.001))
         world.show("middle", (*_MIDDLE, 0.001))
-        world.show("block", (*self.places[self.fact], _HEIGHT))
         signal(world, False)
 
     @property
@@ -83,7 +84,12 @@ class PutBack(Task):
         return self.places[self.fact].astype(np.float32)
 
     def follow(self, world: World) -> None:
-        """Wait for the block to be brought, then for the gap, then for its return."""
+        """Lay the block; wait for it to be brought, then for the gap, then for its return."""
+        if self.time == self.onset:
+            self.phase = "bring"
+            world.show("block", (*self.places[self.fact], _HEIGHT))
+        if self.time <= self.onset:
+            return
         rests = self._rests(world)
         place = world.position("block")[:2]
         central = bool(np.linalg.norm(place - _MIDDLE) <= _NEAR)
@@ -109,7 +115,8 @@ class PutBack(Task):
         return bool(low) and "block" not in world.touched and world.speed("block") < _STILL
 
     def script(self, world: World, fact: int) -> Iterator[Goal]:
-        """Carry it over, wait above it, carry it back."""
+        """Wait for it, carry it over, wait above it, carry it back."""
+        yield from hold(lambda: "block" in world.shown, opening=OPEN)
         middle = np.array([*_MIDDLE, _HEIGHT])
         yield from carry(world, "block", middle)
         above = over(middle, 0.09)

@@ -75,9 +75,8 @@ class World:
         self.data.qpos[self.fingers] = self.data.ctrl[len(JOINTS) :] = OPENING / 2
         self.touched, self.pressed = set(), set()
         self.shown = set(self.props)
-        for name, prop in self.props.items():
-            if not isinstance(prop, Block):
-                self.hide(name)
+        for name in self.props:
+            self.hide(name)
         self.settle()
 
     def show(
@@ -94,12 +93,14 @@ class World:
         self.shown.add(name)
 
     def hide(self, name: str) -> None:
-        """Take a prop away: it is neither seen nor felt."""
-        assert not isinstance(self.props[name], Block), f"{name} would fall for ever"
+        """Take a prop away: it is neither seen nor felt. A block falls until it is shown again."""
         if name in self.shown:
             # Apart from each other: what has joints would collide.
             away = (float(self.names.index(name)), 0.0, -2.0)
-            self.data.mocap_pos[self.model.body_mocapid[self.body[name]]] = away
+            if isinstance(self.props[name], Block):
+                self._rest(name, away)
+            else:
+                self.data.mocap_pos[self.model.body_mocapid[self.body[name]]] = away
             self.model.geom_rgba[self.geoms[name], 3] = 0
             self.shown.remove(name)
 

@@ -41,6 +41,12 @@ def wait(env: ManipulationEnv) -> dict[str, Any]:
     return info
 
 
+def laid(env: ManipulationEnv) -> None:
+    """Stand still until there is something to do."""
+    while env.task.phase == "wait":
+        env.step(STILL)
+
+
 def follow(env: ManipulationEnv, goals: Any, *, steps: int = 60) -> dict[str, Any]:
     """Do what a piece of script wants, for so many steps at most."""
     info: dict[str, Any] = {}
@@ -101,6 +107,7 @@ def test_put_back_on_a_wrong_mark_is_a_wrong_choice():
     env = start("put_back", fact=0, gap=0, patience=60)
     task, world = env.task, env.world
     assert isinstance(task, PutBack)
+    laid(env)
     world.show("block", (0.332, 0, 0.02))  # as if it had been carried there
     wait(env)
     info = follow(env, carry(world, "block", np.array([*task.places[1], 0.02])))
@@ -111,6 +118,7 @@ def test_put_back_on_a_wrong_mark_is_a_wrong_choice():
 
 def test_a_block_is_lowered_before_the_hand_is_right_above_its_place():
     env = start("put_back", fact=0, gap=0)
+    laid(env)
     middle = np.array([0.332, 0.0, 0.02])
     lowered = let_go = math.inf
     for goal in carry(env.world, "block", middle):
@@ -126,11 +134,14 @@ def test_a_block_is_lowered_before_the_hand_is_right_above_its_place():
 def test_put_back_shows_no_trace_of_where_the_block_was():
     seen = []
     for fact in (0, 3):
-        env = ManipulationEnv("put_back", cameras=("top", "wrist"), objects=True, gap=2)
-        env.reset(seed=0, options={"fact": fact})
+        env = ManipulationEnv("put_back", cameras=("top", "wrist"), objects=True, gap=2, onset=2)
+        history = [env.reset(seed=0, options={"fact": fact})[0], env.step(STILL)[0]]
+        assert "block" not in env.world.shown
+        env.step(STILL)
+        assert "block" in env.world.shown and env.task.phase == "bring"
         env.world.show("block", (0.332, 0, 0.02))
         wait(env)
-        seen.append([env.step(STILL)[0] for _ in range(3)])
+        seen.append(history + [env.step(STILL)[0] for _ in range(3)])
     for first, second in zip(*seen, strict=True):
         assert all(np.array_equal(first[name], second[name]) for name in first)
 
