@@ -13,6 +13,7 @@ from engram.agents.demonstrations.recording import (
     ASTRAY,
     DECISION,
     HIDDEN,
+    KNOWN,
     OBJECTS,
     SHOWN,
     STATE,
@@ -90,7 +91,8 @@ def load(
         limit: Number of episodes, the first ones; all unless given.
     """
     count = source.count if limit is None else min(limit, source.count)
-    optional = [name for name in (HIDDEN, SHOWN, DECISION, ASTRAY) if name in source.features]
+    marks = HIDDEN, SHOWN, KNOWN, DECISION, ASTRAY
+    optional = [name for name in marks if name in source.features]
     keys = [STATE, "action", *optional, *(IMAGES + name for name in sizes.cameras)]
     keys += [OBJECTS] if sizes.objects[0] else []
     found = []
@@ -103,8 +105,8 @@ def load(
         decision = columns.get(DECISION, torch.zeros(length, 1))[:, 0]
         shown = columns.get(SHOWN, torch.zeros(length, 1))[:, 0]
         astray = columns.get(ASTRAY, torch.zeros(length, 1))[:, 0]
-        # Nothing can be remembered before it was in view.
-        known = (shown + decision).cummax(0).values > 0
+        # Nothing can be remembered before it was in view; recordings of before say no more.
+        known = columns[KNOWN][:, 0] if KNOWN in columns else (shown + decision).cummax(0).values
         images = {name: columns[IMAGES + name] for name in sizes.cameras}
         objects = columns.get(OBJECTS, torch.zeros(length, *sizes.objects))
         oracle = hidden if sizes.oracle else torch.zeros(length, 0)
@@ -112,7 +114,7 @@ def load(
             Demonstration(
                 Sight(images, columns[STATE], words, objects, oracle),
                 columns["action"],
-                torch.where(known[:, None], hidden, torch.nan),
+                torch.where(known[:, None] > 0, hidden, torch.nan),
                 shown,
                 decision,
                 astray,

@@ -1,6 +1,7 @@
 """Recording the scripted policy of a manipulation task as demonstrations."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ SHOWN = "shown"
 """1 while it is in view, or comes about: what a memory must not miss."""
 REVEALING = ("cue", "swap", "bring", "probe", "search")
 """Phases of tasks in which it does."""
+KNOWN = "known"
+"""1 once the fact follows from what was in view."""
 DECISION = "decision"
 """1 while actions depend on it."""
 ASTRAY = "astray"
@@ -44,6 +47,7 @@ def features_of(env: ManipulationEnv) -> dict[str, Feature]:
         HIDDEN: (env.task.hints,),
         "action": env.action_space.shape,
         SHOWN: (1,),
+        KNOWN: (1,),
         DECISION: (1,),
         ASTRAY: (1,),
     }
@@ -89,11 +93,19 @@ def _play(
     env: ManipulationEnv, oracle: Oracle, seed: int
 ) -> tuple[list[dict[str, np.ndarray]], bool]:
     observation, info = env.reset(seed=seed)
-    frames, ended = [], False
+    frames, ended, began = [], False, False
     while not ended:
         action = oracle.act(env)
         executed = oracle.disturb(action)
-        frames.append(_frame(env, observation, info, action, astray=oracle.astray))
+        shown = info["phase"] in REVEALING
+        began = began or shown
+        told = {
+            SHOWN: shown,
+            KNOWN: info["decision"] or (began and not (shown and env.task.gradual)),
+            DECISION: info["decision"],
+            ASTRAY: oracle.astray,
+        }
+        frames.append(_frame(env, observation, action, told))
         observation, _, terminated, truncated, info = env.step(executed)
         ended = terminated or truncated
     return frames, bool(info["success"])
@@ -102,18 +114,14 @@ def _play(
 def _frame(
     env: ManipulationEnv,
     observation: dict[str, np.ndarray],
-    info: dict[str, object],
     action: np.ndarray,
-    *,
-    astray: bool,
+    told: dict[str, Any],
 ) -> dict[str, np.ndarray]:
     frame = {
         STATE: observation["proprioception"],
         HIDDEN: env.task.hidden(),
         "action": action.astype(np.float32),
-        SHOWN: np.array([info["phase"] in REVEALING], dtype=np.float32),
-        DECISION: np.array([info["decision"]], dtype=np.float32),
-        ASTRAY: np.array([astray], dtype=np.float32),
+        **{name: np.array([bool(value)], dtype=np.float32) for name, value in told.items()},
     }
     if env.senses.objects:
         frame[OBJECTS] = observation["objects"]

@@ -38,6 +38,7 @@ class ButtonsInOrder(Task):
         onset: Steps before the first light, drawn from this range.
     """
 
+    gradual = True
     instruction = "When the lamp is green, press the buttons in the order in which they lit up."
 
     def __init__(

@@ -31,6 +31,7 @@ class CountPresses(Task):
         onset: Steps before the first slot, drawn from this range.
     """
 
+    gradual = True
     instruction = "When the lamp is green, press blue as often as it lit up, then press red."
 
     def __init__(

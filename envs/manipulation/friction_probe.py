@@ -48,6 +48,7 @@ class FrictionProbe(Task):
         gap: Steps between probe and decision, drawn from this range.
     """
 
+    gradual = True
     instruction = "Push the puck once. When the lamp is green, stop it on the strip."
     facts = len(FRICTION)
     chance = 1 / len(FRICTION)

@@ -44,6 +44,8 @@ class Task(abc.ABC):
     the row does not tell which is which."""
     instruction: str
     """The task in words; the same in every episode."""
+    gradual: bool = False
+    """Whether the fact comes bit by bit, and follows only from all that was shown."""
     facts: int
     """How many hidden facts there are, equally likely."""
     chance: float

@@ -46,7 +46,7 @@ def write(folder: Path, columns: dict[str, Feature] = COLUMNS, episodes: int = 2
                     frames[name] = random.integers(0, 256, (LENGTH, *shape), np.uint8)
                 else:
                     frames[name] = random.normal(size=(LENGTH, *shape)).astype(dtype)
-            for name, first, end in (("shown", 1, 3), ("decision", 4, 6)):
+            for name, first, end in (("shown", 1, 3), ("known", 3, 6), ("decision", 4, 6)):
                 if name in columns:
                     frames[name] = np.zeros((LENGTH, 1), np.float32)
                     frames[name][first:end] = 1
@@ -279,3 +279,13 @@ def test_worlds_that_do_not_show_what_is_wanted_are_refused(part: str) -> None:
     del observation[part]
     with pytest.raises(InvalidValueError, match=r"parts of the observation is .*; allowed: propr"):
         sight_of(observation, words, SightSize(("top",), 16, 3, 1, 1, (4, 5), 6))
+
+
+def test_a_cue_is_asked_from_when_a_recording_says_it_is_known(tmp_path: Path) -> None:
+    said = COLUMNS | {"known": Feature("float32", (1,))}
+    for name, columns, first in (("said", said, 3), ("unsaid", COLUMNS, 1)):
+        source = write(tmp_path / name, columns, episodes=1)
+        vocabulary = vocabulary_of(source)
+        (episode,) = load(source, vocabulary, sizes_of(source, vocabulary))
+        asked = ~episode.cue.isnan().any(-1)
+        assert asked.tolist() == [False] * first + [True] * (LENGTH - first), name

@@ -80,6 +80,18 @@ def test_tasks_that_cannot_be_solved_are_an_error() -> None:
         record(world(patience=1), seed=0, number=0)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_shown_bit_by_bit_is_known_when_all_of_it_was(task: str) -> None:
+    env = ManipulationEnv(task, cameras=(), objects=True)
+    frames = record(env, seed=0, number=0).frames
+    shown, known = frames["shown"][:, 0] > 0, frames["known"][:, 0] > 0
+    assert known.any() and (np.diff(known.astype(int)) >= 0).all(), "it stays known"
+    assert known[frames["decision"][:, 0] > 0].all()
+    last = len(shown) - shown[::-1].argmax()
+    gradual = task in ("buttons_in_order", "count_presses", "friction_probe")
+    assert known.argmax() == (last if gradual else shown.argmax())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_shows_something_before_it_asks(task: str) -> None:
