@@ -68,8 +68,8 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
     for name in asked.variants:
         if name not in memories:
             raise UsageError(f"{VARIANTS}.{name} is not run; allowed: memory=[{name},...]")
-    check_keys(asked.rest, [f"task={tasks[0]}", *own[memories[0]]], run=RUN, groups=GROUPS)
     for name in memories:
+        _check_shared(asked.rest, [f"task={tasks[0]}", *own[name]], memories)
         if name in variants:
             with named_in_errors(name):
                 check_keys(own[name], [f"task={tasks[0]}"], run=RUN, groups=GROUPS)
@@ -104,6 +104,17 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
         resume=first["resume"],
         workers=parse_workers(first["workers"], device),
     )
+
+
+def _check_shared(arguments: list[str], chosen: list[str], memories: list[str]) -> None:
+    """Refuse keys that a memory of several does not have."""
+    try:
+        check_keys(arguments, chosen, run=RUN, groups=GROUPS)
+    except UsageError as error:
+        if len(memories) == 1 or "streams" not in str(error):
+            raise
+        allowed = f"keys that each of {', '.join(memories)} has; others belong in a variant"
+        raise UsageError(f"{error}; allowed: {allowed}") from None
 
 
 class _Asked(NamedTuple):

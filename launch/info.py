@@ -9,6 +9,7 @@ from hydra.utils import get_object, instantiate
 from rich.console import Console
 from rich.table import Table
 
+from engram.launch.clone_config import GROUPS as CLONE_GROUPS
 from engram.launch.config import GROUPS, choices, compose_tree
 from engram.memory import state as states
 
@@ -44,6 +45,10 @@ def info(console: Console) -> int:
     console.print(envs)
     for group in GROUPS[2:]:
         console.print(f"{group}=  {', '.join(choices(group))}")
+    console.print("engram clone, demos, film:")
+    for group in CLONE_GROUPS:
+        names = ", ".join(choices(group))
+        console.print(f"  {'memory' if group == 'streams' else group}=  {names}", soft_wrap=True)
     devices = [f"cpu ({torch.get_num_threads()} threads)"]
     for index in range(torch.cuda.device_count()):
         devices.append(f"cuda:{index} ({torch.cuda.get_device_name(index)})")

@@ -13,7 +13,7 @@ commands
   train    train one memory with several seeds, evaluate, report
   compare  the same for several memories: one table, one figure
   sweep    search any keys: memory=gru,hcam agent.learning_rate=tag(log,interval(1e-4,1e-2))
-  eval     evaluate trained runs on fresh seeds: engram eval out=<folder>
+  eval     evaluate trained runs on fresh seeds: engram eval out=<folder> [gaps=[5,60]]
   info     memories, environments and devices to choose from
   demos    record demonstrations: engram demos task=shell_game out=FOLDER
   clone    clone demonstrations with memories: task=[..] memory=[..], or study=NAME
@@ -29,6 +29,12 @@ keys of train, compare and sweep (all others: engram info, configs/train.yaml)
   device=auto         auto, cpu, cuda, cuda:N
   out=FOLDER          where results go
   resume=true         continue what the folder holds
+
+keys of clone (all others: engram info, configs/clone.yaml)
+  task=NAME | [..]    what is to be done; its settings are task.settings.<key>=<value>
+  memory=NAME | [..]  the memory between perception and action
+  study=NAME          tasks, memories and settings of a whole table
+  out, seeds, device, resume as above
 
 examples
   engram compare preset=demo

@@ -59,3 +59,16 @@ def test_the_page_on_simulators_runs(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("mujoco_warp")
     code = block(root, "frameworks.md", "WarpMujoco").replace("1024", "32")
     assert "tensor(" in run(code, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_page_on_manipulation_runs(root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mink")
+    pytest.importorskip("pyarrow")
+    told = run(block(root, "manipulation.md", "ManipulationEnv"), tmp_path).splitlines()
+    assert re.fullmatch(r"1(\.0)? 1\.0 chance 0\.2", told[0])
+    assert told[1] == "torch.Size([32, 64, 64, 3])"
+    code = block(root, "manipulation.md", "DemonstrationWriter")
+    assert "episodes < 20" in code
+    (line,) = run(code.replace("episodes < 20", "episodes < 4"), tmp_path).splitlines()[-2:-1]
+    assert line.startswith("4 180 put the block back")

@@ -108,6 +108,7 @@ def test_help_and_info_need_no_arguments(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert "hcam" in out and "street" in out and "cpu" in out
+    assert "shell_game" in out and "memoryvla_plus" in out and "streams=" not in out
 
 
 def test_a_preset_sets_what_the_run_has_defaults_for() -> None:
