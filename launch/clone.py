@@ -8,7 +8,7 @@ from rich.console import Console
 
 from engram.agents.demonstrations import Demonstrations
 from engram.kernels.errors import DataError, one_line
-from engram.launch.clone_check import check_clone, check_folder
+from engram.launch.clone_check import check_clone, check_first, take_folder
 from engram.launch.clone_config import CloneSettings, compose_clone
 from engram.launch.clone_figure import draw
 from engram.launch.clone_results import (
@@ -61,8 +61,7 @@ def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
     _check_out(settings)
     given = [t for t in settings.trees.values() if t["demonstrations"]["folder"] is not None]
     for tree in given:
-        check_folder(tree)
-    _tell_left_out(given, console)
+        take_folder(tree)
     missing: dict[Path, dict[str, Any]] = {}
     for names, tree in settings.trees.items():
         if tree["demonstrations"]["folder"] is None:
@@ -89,9 +88,18 @@ def _jobs(settings: CloneSettings, console: Console) -> list[Job]:
     ]
     for job in jobs:
         check(job.folder, job.tree, resume=job.resume)
+    for tree in _each_once(given):
+        check_first(tree)
+    _tell_left_out(given, console)
     for folder, tree in missing.items():
         record_into(folder, tree, workers=settings.workers, console=console)
     return jobs
+
+
+def _each_once(trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return trees that differ in what they are shown; what reads damaged ones reads them whole."""
+    once = {str((t["task"], t["demonstrations"], t["policy"]["told"])): t for t in trees}
+    return list(once.values())
 
 
 def _tell_left_out(trees: list[dict[str, Any]], console: Console) -> None:

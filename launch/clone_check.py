@@ -13,8 +13,10 @@ from engram.envs.manipulation import ManipulationEnv
 from engram.envs.manipulation.environment import make_task
 from engram.kernels.errors import DataError, InvalidValueError, is_whole
 from engram.launch.clone_build import Lesson, build_imitation, build_world, read_lesson
-from engram.launch.config import UsageError
-from engram.launch.demos import RECORDING, check_recording
+from engram.launch.clone_config import RUN
+from engram.launch.config import UsageError, compose_tree
+from engram.launch.demos import RECORDING, differing, read_recording
+from engram.launch.variants import recorded_with
 from engram.policies.language import Vocabulary
 from engram.policies.perception import Sight, SightSize
 
@@ -31,6 +33,9 @@ def check_clone(tree: dict[str, Any]) -> None:
     folder = tree["demonstrations"]["folder"]
     if folder is not None and not (isinstance(folder, str) and Path(folder).is_dir()):
         raise UsageError(f"demonstrations.folder: {folder!r}; allowed: a folder, or null")
+    if folder is None and tree["demonstrations"]["skip_damaged"]:
+        allowed = "false, where demonstrations.folder is null"
+        raise InvalidValueError("demonstrations.skip_damaged", True, allowed)
     world = build_world(tree)
     try:
         lesson = _invented(tree, world)
@@ -39,18 +44,51 @@ def check_clone(tree: dict[str, Any]) -> None:
     build_imitation(tree, lesson, device=torch.device("cpu"), seed=0)
 
 
-def check_folder(tree: dict[str, Any]) -> None:
-    """Check a folder of demonstrations that is given, by what it says of itself and an episode.
+def take_folder(tree: dict[str, Any]) -> None:
+    """Note in a tree how the folder that it is given was recorded.
+
+    What engram recorded must be of the task and the senses that are asked for. How exact it is and
+    from which seed follows from the recording; a tree that says otherwise than by default is
+    refused.
 
     Raises:
-        UsageError: If it was recorded with other settings than the run is told.
-        DataError: If it is damaged, or of another robot or task.
+        UsageError: If the folder was recorded with other settings than the run is told.
+        DataError: If the note on the recording is damaged.
     """
     folder = Path(tree["demonstrations"]["folder"])
     if (folder / RECORDING).exists():
-        check_recording(folder, tree)
+        tree["demonstrations"] |= _recorded(folder, tree)
+
+
+def check_first(tree: dict[str, Any]) -> None:
+    """Check the first episode of a given folder before anything learns from it.
+
+    Raises:
+        DataError: If it is damaged, or of another robot or task.
+    """
     one = {**tree, "demonstrations": {**tree["demonstrations"], "episodes": 1}}
-    check_lesson(one, read_lesson(one, folder))
+    check_lesson(one, read_lesson(one, Path(tree["demonstrations"]["folder"])))
+
+
+def _recorded(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """Return how a recording was made, in what nobody asked for something else.
+
+    Raises:
+        UsageError: If it is not the one that is asked for.
+    """
+    mine, theirs = recorded_with(tree), read_recording(folder)
+    usual = recorded_with(compose_tree([f"task={tree['task']['name']}"], run=RUN))
+    made: dict[str, Any] = {}
+    for key in sorted(theirs.keys() | mine.keys()):
+        ours, other = mine.get(key), theirs.get(key)
+        if ours == other or (key in ("cameras", "image") and mine["objects"]):
+            continue
+        if key == "cameras" and sorted(ours) == sorted(other):
+            continue
+        if key not in ("noise", "stray", "seed") or ours != usual[key]:
+            raise differing(folder, key, ours, other)
+        made[key] = other
+    return made
 
 
 def check_gaps(task: dict[str, Any]) -> None:

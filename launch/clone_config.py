@@ -68,8 +68,8 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
     for name in asked.variants:
         if name not in memories:
             raise UsageError(f"{VARIANTS}.{name} is not run; allowed: memory=[{name},...]")
+    _check_shared(asked.rest, tasks[0], own)
     for name in memories:
-        _check_shared(asked.rest, [f"task={tasks[0]}", *own[name]], memories)
         if name in variants:
             with named_in_errors(name):
                 check_keys(own[name], [f"task={tasks[0]}"], run=RUN, groups=GROUPS)
@@ -106,15 +106,27 @@ def compose_clone(arguments: list[str]) -> CloneSettings:
     )
 
 
-def _check_shared(arguments: list[str], chosen: list[str], memories: list[str]) -> None:
-    """Refuse keys that a memory of several does not have."""
-    try:
-        check_keys(arguments, chosen, run=RUN, groups=GROUPS)
-    except UsageError as error:
-        if len(memories) == 1 or "streams" not in str(error):
-            raise
-        allowed = f"keys that each of {', '.join(memories)} has; others belong in a variant"
-        raise UsageError(f"{error}; allowed: {allowed}") from None
+def _check_shared(arguments: list[str], task: str, own: dict[str, list[str]]) -> None:
+    """Refuse keys that the configuration of a memory does not have.
+
+    Args:
+        arguments: What all runs share.
+        task: The first task.
+        own: Arguments that choose each memory.
+    """
+    wrong: dict[str, UsageError] = {}
+    for name, chosen in own.items():
+        try:
+            check_keys(arguments, [f"task={task}", *chosen], run=RUN, groups=GROUPS)
+        except UsageError as error:
+            wrong[name] = error
+    if not wrong:
+        return
+    name, error = next(iter(wrong.items()))
+    if len(wrong) < len(own):
+        allowed = f"keys that each of {', '.join(own)} has; others belong in a variant"
+        raise UsageError(f"memory={name}: {error}; allowed: {allowed}") from None
+    raise error
 
 
 class _Asked(NamedTuple):

@@ -7,17 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from engram.agents import checkpoint
 from engram.agents.imitation_evaluation import evaluate_in_simulation
-from engram.kernels.errors import DataError
+from engram.kernels.errors import DataError, InvalidValueError
 from engram.launch.build import EVALUATION_SEED
 from engram.launch.clone_build import build_worlds
 from engram.launch.clone_check import check_gaps
 from engram.launch.clone_results import Finding, of_seeds, table
-from engram.launch.clone_saved import Cloned, load_clone
+from engram.launch.clone_saved import Cloned, load_clone, read_tree
 from engram.launch.compare import show
 from engram.launch.config import UsageError
-from engram.launch.folder import CHECKPOINT, binding, read_config
+from engram.launch.folder import binding, read_config
 
 
 def evaluate_gaps(
@@ -95,15 +94,20 @@ def evaluate_clones(runs: list[Path], asked: Asked, out: Path, console: Console)
     trees = {folder: _common(folder, seeds) for folder, seeds in groups.items()}
     for tree in trees.values():
         if asked.gaps is not None:
-            check_gaps({**tree["task"], "gaps": asked.gaps})
+            try:
+                check_gaps({**tree["task"], "gaps": asked.gaps})
+            except InvalidValueError as error:
+                raise UsageError(str(error).replace("task.gaps", "gaps", 1)) from None
     named = {folder: _named(folder, seeds, trees[folder]) for folder, seeds in groups.items()}
     found: list[Finding] = []
     for folder, seeds in groups.items():
         task, memory = named[folder]
         if list(named.values()).count(named[folder]) > 1:  # of several studies
-            memory = str(folder.relative_to(out))
+            memory = str(folder.relative_to(out)) if folder.is_relative_to(out) else str(folder)
         numbers = [int(read_config(run)["seed"]) for run in seeds]
-        found += of_seeds(task, memory, numbers, list(_measured(seeds, trees[folder], asked)))
+        facts = list(_measured(seeds, trees[folder], asked))
+        _tell_unfinished(memory, trees[folder], facts, console)
+        found += of_seeds(task, memory, numbers, facts)
     header, cells = table(found)
     show(header, cells, console, f"engram eval {out}")
     console.print("95 %: half the interval of the mean over seeds; none where there is one seed.")
@@ -112,7 +116,7 @@ def evaluate_clones(runs: list[Path], asked: Asked, out: Path, console: Console)
 
 def _common(folder: Path, runs: list[Path]) -> dict[str, Any]:
     """Return the configuration of runs that differ by their seeds."""
-    trees = [read_config(run)["tree"] for run in runs]
+    trees = [read_tree(run) for run in runs]
     if any(binding(tree) != binding(trees[0]) for tree in trees):
         raise UsageError(
             f"out: the runs in {folder} have different settings; "
@@ -133,7 +137,6 @@ def _measured(runs: list[Path], tree: dict[str, Any], asked: Asked) -> Iterator[
     """Yield what the runs show, as `evaluation.json` says it."""
     for run in runs:
         cloned, _ = load_clone(run, asked.device)
-        _, facts = checkpoint.read(run / CHECKPOINT, torch.device("cpu"))
         measured = evaluate_gaps(
             cloned,
             tree,
@@ -142,16 +145,23 @@ def _measured(runs: list[Path], tree: dict[str, Any], asked: Asked) -> Iterator[
             seed=EVALUATION_SEED + 7919 * asked.seed + read_config(run)["seed"],
         )
         assert measured is not None
-        try:
-            yield {
-                **measured,
-                "updates": facts["updates"],
-                "seconds": facts["seconds"],
-                "parameters": _count(cloned.policy),
-                "memory_parameters": _count(cloned.policy.memory),
-            }
-        except KeyError as error:
-            raise DataError(f"{run / CHECKPOINT} is damaged: it has no {error}") from None
+        yield {
+            **measured,
+            "updates": cloned.updates,
+            "seconds": cloned.seconds,
+            "parameters": _count(cloned.policy),
+            "memory_parameters": _count(cloned.policy.memory),
+        }
+
+
+def _tell_unfinished(
+    memory: str, tree: dict[str, Any], facts: list[dict[str, Any]], console: Console
+) -> None:
+    """Print which runs had more to learn."""
+    whole = tree["imitation"]["updates"]
+    made = [fact["updates"] for fact in facts]
+    if min(made) < whole:
+        console.print(f"{memory}: after {', '.join(map(str, made))} of {whole} updates")
 
 
 def _count(module: torch.nn.Module) -> int:

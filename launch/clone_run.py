@@ -170,7 +170,7 @@ def _finish(
     """Evaluate at every gap, in worlds that no demonstration showed, and write what was found."""
     settings = job.tree["evaluation"]
     measured = evaluate_gaps(
-        Cloned(imitation.actor, lesson.vocabulary),
+        Cloned(imitation.actor, lesson.vocabulary, imitation.updates, imitation.seconds),
         job.tree,
         gaps=job.tree["task"]["gaps"],
         episodes=settings["final"],

@@ -24,6 +24,10 @@ class Cloned(NamedTuple):
 
     policy: VLA
     vocabulary: Vocabulary
+    updates: int
+    """Made so far."""
+    seconds: float
+    """Of training so far."""
 
 
 def write_sight(folder: Path, lesson: Lesson) -> None:
@@ -34,16 +38,26 @@ def write_sight(folder: Path, lesson: Lesson) -> None:
     write_json(folder / SIGHT, facts)
 
 
+def read_tree(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a run.
+
+    Raises:
+        DataError: If the folder holds none, or a part of it is missing.
+    """
+    tree = read_config(folder)["tree"]
+    for name in ("task", "demonstrations", "streams", "policy", "imitation", "evaluation"):
+        if not isinstance(tree.get(name), dict):
+            raise DataError(f"{folder / 'config.json'} is damaged: it has no settings of {name}")
+    return tree
+
+
 def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, Any]]:
     """Rebuild the policy that a run's evaluation used; return it and the configuration.
 
     Raises:
         DataError: If the folder holds no such run, or a damaged one.
     """
-    tree = read_config(folder)["tree"]
-    for name in ("task", "demonstrations", "streams", "policy"):
-        if not isinstance(tree.get(name), dict):
-            raise DataError(f"{folder / 'config.json'} is damaged: it has no settings of {name}")
+    tree = read_tree(folder)
     facts = read_json(folder / SIGHT)
     try:
         if facts["format"] != FORMAT:
@@ -53,7 +67,7 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
         sizes = SightSize(**parts)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / SIGHT} is damaged: {error}") from None
-    tensors, _ = checkpoint.read(folder / CHECKPOINT, device)
+    tensors, said = checkpoint.read(folder / CHECKPOINT, device)
     average = checkpoint.part(checkpoint.part(tensors, "average"), "module")
     try:
         scale = (average["scale.low"], average["scale.high"])
@@ -68,4 +82,7 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
             f"{folder / 'config.json'} is damaged or of another version: it has no {error}"
         ) from None
     checkpoint.load_module(policy, average, folder / CHECKPOINT)
-    return Cloned(policy.eval(), vocabulary), tree
+    try:
+        return Cloned(policy.eval(), vocabulary, said["updates"], said["seconds"]), tree
+    except KeyError as error:
+        raise DataError(f"{folder / CHECKPOINT} is damaged: it has no {error}") from None

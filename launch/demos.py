@@ -24,7 +24,7 @@ from engram.launch.clone_build import build_world
 from engram.launch.clone_config import compose_clone
 from engram.launch.config import UsageError
 from engram.launch.files import read_json, write_json
-from engram.launch.variants import recorded_with
+from engram.launch.variants import OF_READING, RECORDED_FORMAT, recorded_with
 
 ROBOT = "engram_arm"
 BATCH = 16
@@ -32,7 +32,7 @@ BATCH = 16
 RECORDING = "recording.json"
 """What a folder's demonstrations were recorded with."""
 
-KEYS = "task, task.settings…, demonstrations…, out, workers"
+KEYS = "task, task.settings…, demonstrations…, study, out, workers"
 
 
 class RecorderKilledError(EngramError):
@@ -54,10 +54,10 @@ def demos(arguments: list[str], console: Console) -> int:
     """
     for argument in arguments:
         key = argument.partition("=")[0].lstrip("+")
-        group = key.partition(".")[0]
-        if key not in ("out", "workers") and group not in ("task", "demonstrations"):
+        group, _, name = key.partition(".")
+        if key not in ("out", "workers", "study") and group not in ("task", "demonstrations"):
             raise UsageError(f"{key} decides nothing of a recording; allowed: {KEYS}")
-        if key in (f"demonstrations.{name}" for name in ("folder", "skip_damaged")):
+        if group == "demonstrations" and name in OF_READING and name != "episodes":
             raise UsageError(f"{key} is where to read from; allowed: out=FOLDER")
     settings = compose_clone(arguments)
     if len(settings.tasks) > 1:
@@ -83,27 +83,28 @@ def record_into(folder: Path, tree: dict[str, Any], *, workers: int, console: Co
     wanted = tree["demonstrations"]
     make = partial(build_world, tree)
     env = make()
-    with _writer(folder, env) as writer:
-        _claim(folder, tree, begun=writer.episodes > 0)
-        missing = range(writer.episodes, wanted["episodes"])
-        if missing:
-            with _recorder(make, wanted, min(workers, len(missing))) as each:
-                title = f"recording {tree['task']['name']}"
-                for episode in track(
-                    each(missing), title, total=len(missing), console=console, transient=True
-                ):
-                    writer.add(episode)
-        held = writer.episodes
-    console.print(f"{held} demonstrations in {folder}")
-
-
-def _writer(folder: Path, env: ManipulationEnv) -> DemonstrationWriter:
+    waiting = folder / PENDING
+    if any(waiting.glob("*.damaged")):
+        raise UsageError(
+            f"{waiting} lost an episode, and with it the order; allowed: other folders"
+        )
+    features = features_of(env)
     try:
-        return DemonstrationWriter(folder, features=features_of(env), robot_type=ROBOT)
+        with DemonstrationWriter(folder, features=features, robot_type=ROBOT) as writer:
+            _claim(folder, tree, begun=writer.episodes > 0)
+            missing = range(writer.episodes, wanted["episodes"])
+            if missing:
+                with _recorder(make, wanted, min(workers, len(missing))) as each:
+                    title = f"recording {tree['task']['name']}"
+                    for episode in track(
+                        each(missing), title, total=len(missing), console=console, transient=True
+                    ):
+                        writer.add(episode)
+            held = writer.episodes
     except WaitingDamagedError as error:  # each is worth no more than the seconds it took
-        seen = str(error).partition(";")[0]
-        place = folder / PENDING
-        raise DataError(f"{seen}; remove {place}: its episodes are recorded again") from None
+        again = f"remove {waiting}: its episodes are recorded again"
+        raise DataError(f"{error.seen}; {again}") from error
+    console.print(f"{held} demonstrations in {folder}")
 
 
 def _claim(folder: Path, tree: dict[str, Any], *, begun: bool) -> None:
@@ -124,17 +125,34 @@ def check_recording(folder: Path, tree: dict[str, Any]) -> None:
         UsageError: If it is not.
         DataError: If the note on the recording is damaged.
     """
-    path = folder / RECORDING
-    mine, theirs = recorded_with(tree), read_json(path)
-    if not isinstance(theirs, dict):
-        raise DataError(f"{path} is damaged: it holds no JSON object")
+    mine, theirs = recorded_with(tree), read_recording(folder)
     for key in sorted(theirs.keys() | mine.keys()):
         if theirs.get(key) != mine.get(key):
-            named = key if key.startswith("task.") else f"demonstrations.{key}"
-            raise UsageError(
-                f"{named} is {mine.get(key)!r}; allowed: as the recording in {folder} began, "
-                f"{theirs.get(key)!r}"
-            )
+            raise differing(folder, key, mine.get(key), theirs.get(key))
+
+
+def read_recording(folder: Path) -> dict[str, Any]:
+    """Read what the demonstrations in a folder that engram recorded were recorded with.
+
+    Raises:
+        DataError: If the note on that is damaged or of another version.
+    """
+    path = folder / RECORDING
+    theirs = read_json(path)
+    if not isinstance(theirs, dict):
+        raise DataError(f"{path} is damaged: it holds no JSON object")
+    if (seen := theirs.get("format")) != RECORDED_FORMAT:
+        seen = "of an earlier version" if seen is None else f"of format {seen!r}"
+        raise DataError(f"{path} is {seen}; allowed: format {RECORDED_FORMAT}, recorded again")
+    return theirs
+
+
+def differing(folder: Path, key: str, mine: Any, theirs: Any) -> UsageError:
+    """Return the error that says in what a recording is another one."""
+    named = key if key.startswith("task.") else f"demonstrations.{key}"
+    return UsageError(
+        f"{named} is {mine!r}; allowed: as the recording in {folder} began, {theirs!r}"
+    )
 
 
 @contextmanager

@@ -34,7 +34,9 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
     out = Path(given["out"])
     runs = sorted(path.parent for path in out.rglob(CHECKPOINT))
     if not runs:
-        raise UsageError(f"out: {out} holds no checkpoint; allowed: a folder that train wrote")
+        raise UsageError(
+            f"out: {out} holds no checkpoint; allowed: a folder that train or clone wrote"
+        )
     device = parse_device(given.get("device", "auto"))
     shift = _number("seed", given.get("seed", "1"))
     clones = [run for run in runs if (run / SIGHT).exists()]

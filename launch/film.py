@@ -115,10 +115,11 @@ def _world(tree: dict[str, Any]) -> ManipulationEnv:
 
 def _cloned(folder: Path, seed: int) -> tuple[ManipulationEnv, Act]:
     """Return the world of a run, and its policy."""
-    (policy, vocabulary), tree = load_clone(folder, torch.device("cpu"))
+    cloned, tree = load_clone(folder, torch.device("cpu"))
+    policy = cloned.policy
     env = _world(tree)
     state, start = policy.initial_state(1), torch.ones(1, dtype=torch.bool)
-    words = vocabulary.encode([env.instruction])
+    words = cloned.vocabulary.encode([env.instruction])
     generator = torch.Generator().manual_seed(derive(seed, "noise of actions"))
 
     def act(observation: dict[str, np.ndarray]) -> np.ndarray:

@@ -90,6 +90,9 @@ def check(folder: Path, tree: dict[str, Any], *, resume: bool) -> None:
         )
     theirs, mine = binding(read_config(folder)["tree"]), binding(tree)
     for key in sorted(theirs.keys() | mine.keys()):
+        if key not in theirs:
+            allowed = "to set what it has, or another folder"
+            raise UsageError(f"resume: the run in {folder} has no {key}; allowed: {allowed}")
         if theirs.get(key) != mine.get(key):
             raise UsageError(
                 f"resume: {key} is {mine.get(key)!r}; allowed: as the run in {folder} began, "

@@ -45,7 +45,7 @@ def info(console: Console) -> int:
     console.print(envs)
     for group in GROUPS[2:]:
         console.print(f"{group}=  {', '.join(choices(group))}")
-    console.print("engram clone, demos, film:")
+    console.print("engram clone (task= of demos and film, too):")
     for group in CLONE_GROUPS:
         names = ", ".join(choices(group))
         console.print(f"  {'memory' if group == 'streams' else group}=  {names}", soft_wrap=True)

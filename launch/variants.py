@@ -10,6 +10,10 @@ from engram.launch.folder import flat
 
 VARIANTS = "variants"
 """Where a study lists them: names of lists of arguments."""
+OF_READING = "folder", "episodes", "skip_damaged"
+"""Keys of demonstrations that decide which are read, not how one was recorded."""
+RECORDED_FORMAT = 2
+"""Of what tasks show, when, and of the columns that say so; 1 is not written down."""
 SHARED = (
     *("task", "task.name", "tasks", "memory", "memories", VARIANTS, "study"),
     *("seeds", "device", "out", "resume", "workers"),
@@ -57,9 +61,6 @@ def _key(name: str, argument: Any) -> str:
     return key
 
 
-_OF_READING = "folder", "episodes", "skip_damaged"
-
-
 @contextmanager
 def named_in_errors(name: str) -> Iterator[None]:
     """Say of errors of the configuration in which variant they are."""
@@ -71,8 +72,10 @@ def named_in_errors(name: str) -> Iterator[None]:
 
 def recorded_with(tree: dict[str, Any]) -> dict[str, Any]:
     """Return, by dotted keys, what decides a recording; how long it is does not."""
-    wanted = {k: v for k, v in tree["demonstrations"].items() if k not in _OF_READING}
-    return flat({"task": {k: tree["task"][k] for k in ("name", "settings")}, **wanted})
+    wanted = {k: v for k, v in tree["demonstrations"].items() if k not in OF_READING}
+    return flat({"task": {k: tree["task"][k] for k in ("name", "settings")}, **wanted}) | {
+        "format": RECORDED_FORMAT
+    }
 
 
 def recording_name(task: str, name: str, tree: dict[str, Any], plain: dict[str, Any]) -> str:

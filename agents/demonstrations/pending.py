@@ -7,6 +7,7 @@ one would be lost with its writer. Each waits in a file of its own until enough 
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,23 @@ from engram.agents.demonstrations.lock import FolderLock
 from engram.agents.demonstrations.statistics import Statistics
 from engram.kernels.errors import DataError, one_line
 
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, OSError, EOFError),
+    *(KeyError, ValueError, TypeError, AttributeError, RuntimeError),
+)
+"""What reading a damaged archive raises: RuntimeError where a bit says that it is encrypted."""
+
 
 class WaitingDamagedError(DataError):
-    """An episode that waits cannot be read, or one before others is gone."""
+    """An episode that waits cannot be read, or one before others is gone.
+
+    Args:
+        seen: What is wrong.
+    """
+
+    def __init__(self, seen: str):
+        super().__init__(f"{seen}; `set_aside(folder)` keeps the others")
+        self.seen = seen
 
 
 class Pending(NamedTuple):
@@ -86,9 +101,8 @@ def read(folder: Path, index: int) -> Pending:
         }
         videos = {name.removesuffix(".mp4"): video for name, video in content.items()}
         return Pending(index, facts["task"], facts["length"], statistics, table, videos)
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
-        seen = f"{path} is damaged: {one_line(error)}"
-        raise WaitingDamagedError(f"{seen}; `set_aside(folder)` keeps the others") from error
+    except DAMAGE as error:
+        raise WaitingDamagedError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def waiting(folder: Path, committed: int) -> list[int]:
@@ -105,8 +119,8 @@ def waiting(folder: Path, committed: int) -> list[int]:
             kept.append(number)
     wanted = range(committed, committed + len(kept))
     if lacking := sorted(set(wanted) - set(kept)):
-        seen = f"{folder / layout.PENDING} lacks episode {lacking[0]}; it holds {kept}"
-        raise WaitingDamagedError(f"{seen}; `set_aside(folder)` keeps these")
+        place = folder / layout.PENDING
+        raise WaitingDamagedError(f"{place} lacks episode {lacking[0]}: it holds {kept}")
     return kept
 
 
@@ -114,7 +128,8 @@ def set_aside(folder: str | Path) -> list[Path]:
     """Put waiting episodes that are damaged out of the way; the others move up and stay.
 
     For a data set that a writer refuses to go on with, because an episode that no file of the
-    data set holds yet cannot be read or is gone. Killed on its way, it can be called again.
+    data set holds yet cannot be read or is gone. Killed on its way, it can be called again. What
+    `engram demos` recorded needs it not: remove `.pending`, and the same command records again.
 
     Args:
         folder: The data set.
@@ -126,10 +141,10 @@ def set_aside(folder: str | Path) -> list[Path]:
         DataError: If the data set itself is damaged, or a writer has it open.
     """
     folder = Path(folder)
-    committed = int(layout.read_info(folder)["total_episodes"])
+    layout.read_info(folder)  # before the lock, which would make a folder of any name
     lock, damaged = FolderLock(folder), []
     try:
-        number = committed
+        number = committed = int(layout.read_info(folder)["total_episodes"])
         for held, path in _files(folder).items():
             if held < committed:  # it is in the data set, only its writer died before removing it
                 continue

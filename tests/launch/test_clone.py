@@ -89,7 +89,8 @@ def test_a_study_leaves_table_figure_and_report(study: Path) -> None:
 @pytest.mark.slow
 def test_the_policy_of_a_run_is_the_average_that_was_evaluated(study: Path) -> None:
     run = study / "remember_color" / "gru" / "seed0"
-    (policy, vocabulary), tree = load_clone(run, torch.device("cpu"))
+    (policy, vocabulary, updates, seconds), tree = load_clone(run, torch.device("cpu"))
+    assert updates == 4 and seconds > 0
     assert not policy.training and policy.memory.read.out_features == tree["streams"]["width"]
     assert "color" in vocabulary.words or "colour" in vocabulary.words
     from safetensors.torch import load_file
@@ -343,6 +344,10 @@ def test_keys_are_those_of_the_task_and_the_memory_that_were_chosen() -> None:
     said = "streams.width.* allowed: keys that each of gru, none has; others belong in a variant"
     with pytest.raises(EngramError, match=said):
         compose_clone(["memory=[gru,none]", "streams.width=64"])
+    for typo in ("sed=3", "streams.widht=64"):
+        with pytest.raises(EngramError, match="did you mean") as error:
+            compose_clone(["memory=[gru,history]", typo])
+        assert "variant" not in str(error.value)
 
 
 def test_runs_of_several_tasks_have_names_of_their_own() -> None:

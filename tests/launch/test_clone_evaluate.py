@@ -7,7 +7,7 @@ import pytest
 
 from engram.launch.clone_evaluate import evaluate_gaps
 from engram.launch.clone_saved import load_clone
-from engram.launch.files import read_json
+from engram.launch.files import read_json, write_json
 from engram.launch.folder import CHECKPOINT
 from engram.launch.main import main
 
@@ -100,3 +100,19 @@ def test_runs_of_another_kind_are_refused(
     mixed = tmp_path / "clones" / "none" / "seed1"
     shutil.copytree(study / "remember_color" / "gru" / "seed0", mixed)
     assert "different settings" in refused(capsys, f"out={tmp_path / 'clones' / 'none'}")
+
+
+@pytest.mark.slow
+def test_a_run_that_had_more_to_learn_is_named(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(study / "remember_color" / "gru" / "seed0", tmp_path / "gru" / "a"))
+    config = read_json(run / "config.json")
+    config["tree"]["imitation"]["updates"] = 9
+    write_json(run / "config.json", config)
+    out = said(capsys, f"out={tmp_path}", "gaps=2", "episodes=1")
+    assert "gru: after 4 of 9 updates" in out
+    for part in ("task", "evaluation"):
+        lacking = {k: v for k, v in config["tree"].items() if k != part}
+        write_json(run / "config.json", {**config, "tree": lacking})
+        assert f"it has no settings of {part}" in refused(capsys, f"out={tmp_path}")

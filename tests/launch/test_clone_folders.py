@@ -61,6 +61,32 @@ def test_another_recording_is_refused(
 
 
 @pytest.mark.slow
+def test_how_it_was_recorded_is_noted(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = [a for a in tiny if a.partition(".")[0] in ("task", "demonstrations")]
+    recording = [a for a in recording if "gaps" not in a]
+    folder = tmp_path / "d"
+    how = ["demonstrations.noise=0.05", "demonstrations.seed=7"]
+    assert main(["demos", *recording, *how, f"out={folder}"]) == 0
+    status, said = outcome(capsys, tiny, folder)
+    assert status == 0, said
+    config = read_json(folder / "o" / "remember_color" / "none" / "seed0" / "config.json")
+    noted = config["tree"]["demonstrations"]
+    assert (noted["noise"], noted["stray"], noted["seed"]) == (0.05, 0.06, 7)
+    assert outcome(capsys, tiny, folder, "resume=true")[0] == 0
+
+
+@pytest.mark.slow
+def test_only_a_given_folder_has_episodes_left_out(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    skip = "demonstrations.skip_damaged=true"
+    assert main(["clone", *tiny, "memory=none", skip, f"out={tmp_path / 'o'}"]) == 2
+    assert "skip_damaged is True; allowed: false, where" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_damaged_episode_is_refused_or_left_out(
     recorded: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

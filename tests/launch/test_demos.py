@@ -1,5 +1,6 @@
 """`engram demos`: recorded, stopped, continued, and refused."""
 
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engram.agents.demonstrations import Demonstrations
-from engram.agents.demonstrations.recording import record
+from engram.agents.demonstrations import Demonstrations, DemonstrationWriter, set_aside
+from engram.agents.demonstrations.recording import features_of, record
 from engram.kernels.errors import DataError
 from engram.launch import demos as module
 from engram.launch.clone_build import build_world
@@ -118,7 +119,7 @@ def test_what_waits_damaged_is_recorded_again(
     folder = tmp_path / "killed"
     shutil.copytree(recorded, folder)
     env = build_world(tree)
-    writer = module._writer(folder, env)
+    writer = DemonstrationWriter(folder, features=features_of(env), robot_type=module.ROBOT)
     for number in (3, 4):
         writer.add(record(env, seed=0, number=number))
     writer._lock.release()  # as if killed
@@ -127,6 +128,9 @@ def test_what_waits_damaged_is_recorded_again(
     again = [*QUICK, "demonstrations.episodes=4", f"out={folder}"]
     said = refused(capsys, *again)
     assert "is damaged" in said and f"remove {folder / '.pending'}: its episodes are" in said
+    assert "set_aside" not in said  # the others would have numbers that are not theirs
+    set_aside(folder)
+    assert "lost an episode, and with it the order" in refused(capsys, *again)
     shutil.rmtree(folder / ".pending")
     assert main(again) == 0
     whole = tmp_path / "whole"
@@ -149,6 +153,17 @@ def test_what_decides_nothing_is_refused(
 ) -> None:
     assert said in refused(capsys, *QUICK, f"out={tmp_path / 'o'}", argument)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_recording_of_an_earlier_version_is_refused(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(recorded, tmp_path / "d"))
+    facts = read_json(folder / module.RECORDING)
+    del facts["format"]
+    (folder / module.RECORDING).write_text(json.dumps(facts))
+    said = refused(capsys, *QUICK, "demonstrations.episodes=4", f"out={folder}")
+    assert "recording.json is of an earlier version; allowed: format 2, recorded again" in said
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"a"'])
