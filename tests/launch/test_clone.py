@@ -347,7 +347,7 @@ def test_keys_are_those_of_the_task_and_the_memory_that_were_chosen() -> None:
     for typo in ("sed=3", "streams.widht=64"):
         with pytest.raises(EngramError, match="did you mean") as error:
             compose_clone(["memory=[gru,history]", typo])
-        assert "variant" not in str(error.value)
+        assert "belong in a variant" not in str(error.value)
 
 
 def test_runs_of_several_tasks_have_names_of_their_own() -> None:
