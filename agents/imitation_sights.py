@@ -105,7 +105,7 @@ def load(
         decision = columns.get(DECISION, torch.zeros(length, 1))[:, 0]
         shown = columns.get(SHOWN, torch.zeros(length, 1))[:, 0]
         astray = columns.get(ASTRAY, torch.zeros(length, 1))[:, 0]
-        # Nothing can be remembered before it was in view; recordings of before say no more.
+        # Nothing can be remembered before it was in view: all that data of others say.
         known = columns[KNOWN][:, 0] if KNOWN in columns else (shown + decision).cummax(0).values
         images = {name: columns[IMAGES + name] for name in sizes.cameras}
         objects = columns.get(OBJECTS, torch.zeros(length, *sizes.objects))

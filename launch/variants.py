@@ -13,7 +13,7 @@ VARIANTS = "variants"
 OF_READING = "folder", "episodes", "skip_damaged"
 """Keys of demonstrations that decide which are read, not how one was recorded."""
 RECORDED_FORMAT = 2
-"""Of what tasks show, when, and of the columns that say so; 1 is not written down."""
+"""Of what tasks show, when, and of the columns that say so; the first one was not written down."""
 SHARED = (
     *("task", "task.name", "tasks", "memory", "memories", VARIANTS, "study"),
     *("seeds", "device", "out", "resume", "workers"),
