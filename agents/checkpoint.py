@@ -14,6 +14,8 @@ from torch import Tensor
 from engram.kernels.errors import DataError
 
 FORMAT = 1
+EXTRA_STATE = "_extra_state"
+"""Under which torch files what a module returns from `get_extra_state`."""
 
 
 def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -85,7 +87,8 @@ def check(tensors: dict[str, Tensor], wanted: dict[str, Tensor], source: Path) -
     """Compare the names, shapes and types of a checkpoint's tensors with those wanted.
 
     Raises:
-        DataError: If a tensor is missing, superfluous, or of another shape or type.
+        DataError: If a tensor is missing, superfluous, or of another shape or type, or if what a
+            module says of weights that are not in the checkpoint is something else.
     """
     for name in sorted(wanted.keys() | tensors.keys()):
         seen, allowed = tensors.get(name), wanted.get(name)
@@ -99,6 +102,9 @@ def check(tensors: dict[str, Tensor], wanted: dict[str, Tensor], source: Path) -
             raise DataError(
                 f"checkpoint {source}: {name} is {seen.dtype}; allowed: {allowed.dtype}"
             )
+        if name.endswith(EXTRA_STATE) and seen.tolist() != allowed.tolist():
+            what = f"checkpoint {source} is of other frozen weights: {name} is {seen.tolist()}"
+            raise DataError(f"{what}; allowed: {allowed.tolist()}")
 
 
 def load_module(module: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class Imitation:
         self.settings, self.seed = settings, seed
         self.device = policy.scale.low.device
         # The average is of all but buffers, which never change.
-        self.average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        self.average = AveragedModel(policy, multi_avg_fn=_average_unshared(settings.ema))
         self.average.requires_grad_(False)
         self.parameters = [
             parameter
@@ -280,3 +281,16 @@ class Imitation:
             parts[f"optimizer.{index}"] = moments
         named = {f"{part}.{k}": v for part, each in parts.items() for k, v in each.items()}
         return named | {"random": self.generator.get_state()}
+
+
+def _average_unshared(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return the moving average of all weights but frozen ones, which a copy shares."""
+    update = get_ema_multi_avg_fn(decay)
+
+    def average(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+        pairs = zip(averages, weights, strict=True)
+        apart = [(a, w) for a, w in pairs if a.data_ptr() != w.data_ptr()]
+        if apart:
+            update([a for a, _ in apart], [w for _, w in apart], count)
+
+    return average

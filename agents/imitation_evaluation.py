@@ -11,7 +11,7 @@ from engram.agents.seeds import derive
 from engram.envs.manipulation import Manipulation
 from engram.kernels.errors import InvalidValueError
 from engram.memory import state as states
-from engram.policies.language import Vocabulary
+from engram.policies.language import Language
 from engram.policies.vla import VLA
 
 
@@ -36,7 +36,7 @@ def evaluate_in_simulation(
     policy: VLA,
     worlds: Manipulation,
     instruction: str,
-    vocabulary: Vocabulary,
+    language: Language,
     *,
     episodes: int,
     seed: int,
@@ -48,7 +48,7 @@ def evaluate_in_simulation(
         policy: Who acts.
         worlds: Where.
         instruction: What it is told to do.
-        vocabulary: How that is encoded.
+        language: How that is encoded.
         episodes: How many, rounded up to a multiple of the worlds.
         seed: Of worlds and noise.
         stopping: Asked after every step; once true, nothing is returned.
@@ -63,7 +63,7 @@ def evaluate_in_simulation(
     wanted = -(-episodes // batch)
     device = policy.scale.low.device
     generator = torch.Generator(device).manual_seed(derive(seed, "noise of actions"))
-    words = vocabulary.encode([instruction]).expand(batch, -1)
+    words = language.encode([instruction]).expand(batch, -1)
     observation, _ = worlds.reset(seed=derive(seed, "worlds"))
     state = policy.initial_state(batch)
     size = states.nbytes(state.memory) // batch

@@ -20,20 +20,20 @@ from engram.agents.demonstrations.recording import (
 )
 from engram.agents.imitation_frames import Demonstration
 from engram.kernels.errors import DataError, InvalidValueError
-from engram.policies.language import Vocabulary
+from engram.policies.language import Language, Vocabulary
 from engram.policies.perception import Sight, SightSize, SightStatistics
 
 IMAGES = "observation.images."
 
 
 def sizes_of(
-    source: Demonstrations, vocabulary: Vocabulary, *, objects: bool = False, told: bool = False
+    source: Demonstrations, language: Language, *, objects: bool = False, told: bool = False
 ) -> SightSize:
     """Return what a policy sees of a data set: its images and states.
 
     Args:
         source: The demonstrations.
-        vocabulary: Of the instructions.
+        language: Of the instructions.
         objects: Whether it sees objects as numbers instead of images.
         told: Whether it is told what the others must remember.
 
@@ -60,8 +60,8 @@ def sizes_of(
         cameras=tuple(name.removeprefix(IMAGES) for name in cameras),
         image=sizes.pop() if sizes else 0,
         proprioception=features[STATE].shape[0],
-        words=len(vocabulary.words),
-        length=vocabulary.length,
+        words=len(language.words),
+        length=language.length,
         objects=(table[0], table[1]),
         oracle=features[HIDDEN].shape[0] if told else 0,
     )
@@ -80,13 +80,13 @@ def _check_numbers(source: Demonstrations, name: str, *, dimensions: int) -> Non
 
 
 def load(
-    source: Demonstrations, vocabulary: Vocabulary, sizes: SightSize, *, limit: int | None = None
+    source: Demonstrations, language: Language, sizes: SightSize, *, limit: int | None = None
 ) -> list[Demonstration]:
     """Read demonstrations into memory, images as they are (uint8).
 
     Args:
         source: Where from.
-        vocabulary: Of the instructions.
+        language: Of the instructions.
         sizes: What of them is wanted.
         limit: Number of episodes, the first ones; all unless given.
     """
@@ -100,7 +100,7 @@ def load(
         columns = {k: torch.from_numpy(v) for k, v in source.read(episode, keys).items()}
         columns = {k: v if k.startswith(IMAGES) else v.float() for k, v in columns.items()}
         length = len(columns["action"])
-        words = vocabulary.encode([source.task(episode)]).expand(length, -1)
+        words = language.encode([source.task(episode)]).expand(length, -1)
         hidden = columns.get(HIDDEN, torch.zeros(length, 0))
         decision = columns.get(DECISION, torch.zeros(length, 1))[:, 0]
         shown = columns.get(SHOWN, torch.zeros(length, 1))[:, 0]

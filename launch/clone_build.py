@@ -19,12 +19,13 @@ from engram.agents.imitation_sights import (
 from engram.agents.seeds import derive
 from engram.agents.training import build_policy
 from engram.envs.manipulation import Manipulation, ManipulationEnv, make_task
-from engram.kernels.errors import DataError
+from engram.kernels.errors import DataError, InvalidValueError
 from engram.launch.build import instantiate_plainly, plain_errors
 from engram.policies.action_scale import ActionScale
 from engram.policies.foresight import Foresight
-from engram.policies.language import Vocabulary
-from engram.policies.perception import Perception, SightSize, SightStatistics
+from engram.policies.language import Language
+from engram.policies.perception import Perceiver, Perception, SightSize, SightStatistics
+from engram.policies.pretrained_vlm import PretrainedVLM, Prompts
 from engram.policies.recollection import Recollection
 from engram.policies.vla import VLA
 
@@ -33,7 +34,7 @@ class Lesson(NamedTuple):
     """What a run is given: demonstrations and what follows from them alone."""
 
     episodes: list[Demonstration]
-    vocabulary: Vocabulary
+    language: Language
     sizes: SightSize
     scale: tuple[torch.Tensor, torch.Tensor]
     """Quantiles of the actions."""
@@ -53,17 +54,17 @@ def read_lesson(tree: dict[str, Any], folder: Path) -> Lesson:
             raise DataError(
                 f"{folder} holds no demonstration{' that is whole' * bool(source.damage)}"
             )
-        vocabulary = vocabulary_of(source)
+        language = prompts_of(tree) or vocabulary_of(source)
         sizes = sizes_of(
             source,
-            vocabulary,
+            language,
             objects=tree["demonstrations"]["objects"],
             told=tree["policy"]["told"],
         )
-        episodes = load(source, vocabulary, sizes, limit=tree["demonstrations"]["episodes"])
+        episodes = load(source, language, sizes, limit=tree["demonstrations"]["episodes"])
     finally:
         source.close()
-    return Lesson(episodes, vocabulary, sizes, quantiles_of(episodes), statistics_of(episodes))
+    return Lesson(episodes, language, sizes, quantiles_of(episodes), statistics_of(episodes))
 
 
 def build_vla(
@@ -81,16 +82,8 @@ def build_vla(
     settings = tree["policy"]
 
     def make() -> VLA:
-        perception = Perception(
-            sizes,
-            perceptual=settings["perceptual"],
-            cognitive=settings["cognitive"],
-            vision=instantiate_plainly(settings["vision"]),
-            features=settings["features"],
-            statistics=statistics,
-        )
         return VLA(
-            perception,
+            _perceiver(settings, sizes, statistics),
             instantiate_plainly(tree["streams"]),
             instantiate_plainly(settings["expert"]),
             ActionScale(*scale),
@@ -103,6 +96,36 @@ def build_vla(
 
     with plain_errors("policy"):  # what is a partial is called in there
         return build_policy(seed, make)
+
+
+def _perceiver(
+    settings: dict[str, Any], sizes: SightSize, statistics: SightStatistics | None
+) -> Perceiver:
+    vision = instantiate_plainly(settings["vision"])
+    shared = {
+        "perceptual": settings["perceptual"],
+        "cognitive": settings["cognitive"],
+        "statistics": statistics,
+    }
+    if vision.func is PretrainedVLM:
+        return vision(sizes, **shared)
+    return Perception(sizes, vision=vision, features=settings["features"], **shared)
+
+
+def prompts_of(tree: dict[str, Any]) -> Prompts | None:
+    """Return how instructions are read where a vision-language model does; None elsewhere.
+
+    Raises:
+        EngramError: If there is no such model, or if it is to see objects.
+    """
+    vision, sight = instantiate_plainly(tree["policy"]["vision"]), tree["demonstrations"]
+    if vision.func is not PretrainedVLM:
+        return None
+    if sight["objects"]:
+        raise InvalidValueError("demonstrations.objects", True, "false, with vision=vlm")
+    given = {name: vision.keywords[name] for name in ("path", "spare")}
+    with plain_errors("policy.vision"):
+        return Prompts(**given, cameras=len(sight["cameras"]), image=sight["image"])
 
 
 def build_imitation(

@@ -12,12 +12,12 @@ from engram.agents.imitation_sights import statistics_of
 from engram.envs.manipulation import ManipulationEnv
 from engram.envs.manipulation.environment import make_task
 from engram.kernels.errors import DataError, InvalidValueError, is_whole
-from engram.launch.clone_build import Lesson, build_imitation, build_world, read_lesson
+from engram.launch.clone_build import Lesson, build_imitation, build_world, prompts_of, read_lesson
 from engram.launch.clone_config import RUN
 from engram.launch.config import UsageError, compose_tree
 from engram.launch.demos import RECORDING, differing, read_recording
 from engram.launch.variants import recorded_with
-from engram.policies.language import Vocabulary
+from engram.policies.language import Language, Vocabulary
 from engram.policies.perception import Sight, SightSize
 
 _FRAMES = 8
@@ -113,7 +113,7 @@ def check_lesson(tree: dict[str, Any], lesson: Lesson) -> None:
     """
     world = build_world(tree, oracle=tree["policy"]["told"])
     try:
-        mine, instruction = _sizes(tree, world, lesson.vocabulary), world.task.instruction
+        mine, instruction = _sizes(tree, world, lesson.language), world.task.instruction
         space, cues = world.action_space, world.task.hints
     finally:
         world.close()
@@ -132,18 +132,18 @@ def check_lesson(tree: dict[str, Any], lesson: Lesson) -> None:
     if least < bottom or most > top:
         seen = f"actions reach from {least:g} to {most:g}"
         raise DataError(f"{where} {seen}; allowed: {bottom:g} to {top:g}")
-    lesson.vocabulary.encode([instruction])
+    lesson.language.encode([instruction])
 
 
-def _sizes(tree: dict[str, Any], world: ManipulationEnv, vocabulary: Vocabulary) -> SightSize:
+def _sizes(tree: dict[str, Any], world: ManipulationEnv, language: Language) -> SightSize:
     sight, space = tree["demonstrations"], world.observation_space
     objects = space["objects"].shape if sight["objects"] else (0, 0)  # type: ignore[index]
     return SightSize(
         cameras=tuple(sorted(world.senses.cameras)),
         image=sight["image"] if world.senses.cameras else 0,
         proprioception=space["proprioception"].shape[0],  # type: ignore[index]
-        words=len(vocabulary.words),
-        length=vocabulary.length,
+        words=len(language.words),
+        length=language.length,
         objects=(int(objects[0]), int(objects[1])),
         oracle=world.task.hints if tree["policy"]["told"] else 0,
     )
@@ -151,14 +151,14 @@ def _sizes(tree: dict[str, Any], world: ManipulationEnv, vocabulary: Vocabulary)
 
 def _invented(tree: dict[str, Any], world: ManipulationEnv) -> Lesson:
     """Return what demonstrations of a world would teach, without making one."""
-    vocabulary = Vocabulary.of({world.task.instruction})
-    sizes = _sizes(tree, world, vocabulary)
+    language = prompts_of(tree) or Vocabulary.of({world.task.instruction})
+    sizes = _sizes(tree, world, language)
     (actions,) = features_of(world)["action"].shape
     side, frames = sizes.image, _FRAMES
     sight = Sight(
         {c: torch.zeros(frames, side, side, 3, dtype=torch.uint8) for c in sizes.cameras},
         torch.zeros(frames, sizes.proprioception),
-        vocabulary.encode([world.task.instruction]).expand(frames, -1),
+        language.encode([world.task.instruction]).expand(frames, -1),
         torch.zeros(frames, *sizes.objects),
         torch.zeros(frames, sizes.oracle),
     )
@@ -166,4 +166,4 @@ def _invented(tree: dict[str, Any], world: ManipulationEnv) -> Lesson:
     cue = torch.full((frames, world.task.hints), float("nan"))
     episode = Demonstration(sight, torch.zeros(frames, actions), cue, nothing, nothing, nothing)
     scale = -torch.ones(actions), torch.ones(actions)
-    return Lesson([episode], vocabulary, sizes, scale, statistics_of([episode]))
+    return Lesson([episode], language, sizes, scale, statistics_of([episode]))

@@ -49,7 +49,7 @@ def evaluate_gaps(
                 cloned.policy,
                 worlds,
                 instruction,
-                cloned.vocabulary,
+                cloned.language,
                 episodes=episodes,
                 seed=seed,
                 stopping=stopping,

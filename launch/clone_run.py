@@ -124,7 +124,7 @@ def _learn(
                         imitation.actor,
                         worlds,
                         instruction,
-                        lesson.vocabulary,
+                        lesson.language,
                         episodes=settings["episodes"],
                         seed=job.seed,
                         stopping=stopping,
@@ -170,7 +170,7 @@ def _finish(
     """Evaluate at every gap, in worlds that no demonstration showed, and write what was found."""
     settings = job.tree["evaluation"]
     measured = evaluate_gaps(
-        Cloned(imitation.actor, lesson.vocabulary, imitation.updates, imitation.seconds),
+        Cloned(imitation.actor, lesson.language, imitation.updates, imitation.seconds),
         job.tree,
         gaps=job.tree["task"]["gaps"],
         episodes=settings["final"],

@@ -7,10 +7,10 @@ import torch
 
 from engram.agents import checkpoint
 from engram.kernels.errors import DataError
-from engram.launch.clone_build import Lesson, build_vla
+from engram.launch.clone_build import Lesson, build_vla, prompts_of
 from engram.launch.files import read_json, write_json
 from engram.launch.folder import CHECKPOINT, read_config
-from engram.policies.language import Vocabulary
+from engram.policies.language import Language, Vocabulary
 from engram.policies.perception import SightSize
 from engram.policies.vla import VLA
 
@@ -23,7 +23,7 @@ class Cloned(NamedTuple):
     """A policy and what is needed to let it act."""
 
     policy: VLA
-    vocabulary: Vocabulary
+    language: Language
     updates: int
     """Made so far."""
     seconds: float
@@ -32,8 +32,9 @@ class Cloned(NamedTuple):
 
 def write_sight(folder: Path, lesson: Lesson) -> None:
     """Write what the policy of a run sees."""
-    vocabulary = lesson.vocabulary
-    words = {"words": vocabulary.words, "length": vocabulary.length}
+    language = lesson.language
+    known = language.words if isinstance(language, Vocabulary) else None  # a model knows its own
+    words = {"words": known, "length": language.length}
     facts = {"format": FORMAT, "sizes": lesson.sizes._asdict(), **words}
     write_json(folder / SIGHT, facts)
 
@@ -62,7 +63,7 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
     try:
         if facts["format"] != FORMAT:
             raise DataError(f"{folder / SIGHT}: format is {facts['format']}; allowed: {FORMAT}")
-        vocabulary = Vocabulary(facts["words"], length=facts["length"])
+        language = prompts_of(tree) or Vocabulary(facts["words"], length=facts["length"])
         parts: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["sizes"].items()}
         sizes = SightSize(**parts)
     except (KeyError, TypeError, AttributeError) as error:
@@ -83,6 +84,6 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
         ) from None
     checkpoint.load_module(policy, average, folder / CHECKPOINT)
     try:
-        return Cloned(policy.eval(), vocabulary, said["updates"], said["seconds"]), tree
+        return Cloned(policy.eval(), language, said["updates"], said["seconds"]), tree
     except KeyError as error:
         raise DataError(f"{folder / CHECKPOINT} is damaged: it has no {error}") from None

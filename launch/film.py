@@ -119,7 +119,7 @@ def _cloned(folder: Path, seed: int) -> tuple[ManipulationEnv, Act]:
     policy = cloned.policy
     env = _world(tree)
     state, start = policy.initial_state(1), torch.ones(1, dtype=torch.bool)
-    words = cloned.vocabulary.encode([env.instruction])
+    words = cloned.language.encode([env.instruction])
     generator = torch.Generator().manual_seed(derive(seed, "noise of actions"))
 
     def act(observation: dict[str, np.ndarray]) -> np.ndarray:

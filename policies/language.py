@@ -1,7 +1,8 @@
 """Instructions: text to numbers of words, and words to one vector."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,29 @@ class UnknownWordError(EngramError):
             f"instruction {instruction!r} has unknown words: {', '.join(words)}; "
             f"allowed: {', '.join(known)}"
         )
+
+
+@runtime_checkable
+class Language(Protocol):
+    """How a policy reads instructions."""
+
+    @property
+    def words(self) -> Sized:
+        """What it knows; number 0 is none of these."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Numbers of an encoded instruction."""
+        ...
+
+    def encode(self, instructions: list[str]) -> Int[Tensor, "n W"]:
+        """Return the numbers of instructions, zero padded.
+
+        Raises:
+            EngramError: If one cannot be read.
+        """
+        ...
 
 
 class Vocabulary:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.policies.pretrained_folder import LOCAL, config_of, load, reading, timm, transformers
+from engram.policies.pretrained_frozen import Frozen
 
 LEADING = 16
 """Most tokens that an encoder may put before those of the patches: class, registers."""
@@ -46,7 +47,7 @@ class PretrainedVision(nn.Module):
         size: Height and width of the images [pixels].
         features: What the policy asks for; not used, the encoder has its own `width`.
         path: The folder.
-        trained: Whether the encoder learns; else it stays in evaluation mode, without gradient.
+        trained: Whether the encoder learns; else it is `Frozen`.
 
     Raises:
         InvalidValueError: If there is no such folder, or no image encoder in it.
@@ -61,27 +62,25 @@ class PretrainedVision(nn.Module):
         folder, config = config_of(path)
         self.size, self.trained = size, trained
         build = _from_timm if "architecture" in config else _from_transformers
-        self.model, self.input, missing, self._encode = build(folder)
+        model, self.input, missing, self._encode = build(folder)
         for name, value in (("mean", self.input.mean), ("std", self.input.std)):
             self.register_buffer(name, torch.tensor(value)[:, None, None], persistent=False)
-        self.model.eval()
         # Heads that nobody reads need no weights, and would be trained by nothing.
-        weights = dict(self.model.named_parameters())
+        weights = dict(model.named_parameters())
         image = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-        tokens = self._tokens(image)
+        tokens = self._encode(model.eval(), self.prepare(image))
         _, self.tokens, self.width = tokens.shape
         used = torch.autograd.grad(tokens.sum(), list(weights.values()), allow_unused=True)
         for (name, weight), gradient in zip(weights.items(), used, strict=True):
             weight.requires_grad_(trained and gradient is not None)
             if gradient is not None and name in missing:
                 raise DataError(f"{folder} lacks the weights {name}")
-        self.train(self.training)
+        self.held = model.train(self.training) if trained else Frozen(model, folder, missing)
 
-    def train(self, mode: bool = True) -> "PretrainedVision":
-        """Set the mode of what learns."""
-        super().train(mode)
-        self.model.train(mode and self.trained)
-        return self
+    @property
+    def model(self) -> nn.Module:
+        """The library's."""
+        return self.held.model if isinstance(self.held, Frozen) else self.held
 
     def forward(self, image: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n N D"]:
         """Encode images."""
@@ -89,7 +88,7 @@ class PretrainedVision(nn.Module):
             allowed = [self.size, self.size, 3]
             raise InvalidValueError("image shape", list(image.shape[1:]), allowed)
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
-            return self._tokens(image)
+            return self._encode(self.model, self.prepare(image))
 
     def prepare(self, image: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n 3 h w"]:
         """Resize and normalise images."""
@@ -101,9 +100,6 @@ class PretrainedVision(nn.Module):
             x = F.interpolate(x, self.input.size, mode=self.input.filter, antialias=True)
             x = x.clamp(0, 255).round()  # between two resizings images are bytes everywhere
         return (x / 255 - mean) / std
-
-    def _tokens(self, image: Tensor) -> Tensor:
-        return self._encode(self.model, self.prepare(image))
 
 
 Encode = Callable[[Any, Tensor], Tensor]

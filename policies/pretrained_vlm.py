@@ -20,6 +20,7 @@ from engram.policies.perception import (
     plain_statistics,
 )
 from engram.policies.pretrained_folder import LOCAL, config_of, load, reading, transformers
+from engram.policies.pretrained_frozen import Frozen
 
 TYPES = ("token_type_ids", "mm_token_type_ids")
 """Names under which models are told which tokens are of an image."""
@@ -100,18 +101,20 @@ class PretrainedVLM(Perceiver):
     robot feels is added to the cognitive token, which is normalised.
 
     Args:
-        sizes: Of the parts of a sight; `words` and `length` are those of `prompts`.
-        prompts: How instructions are encoded.
+        sizes: Of the parts of a sight; `words` and `length` are those of the model's `Prompts`.
+        path: The folder of the model.
+        spare: Most tokens of an instruction.
         perceptual: Features of a perceptual token.
         cognitive: Features of the cognitive token; as many as the model's unless given.
         inside: Features within the compression.
-        trained: Whether the model learns; else it stays in evaluation mode, without gradient.
+        trained: Whether the model learns; else it is `Frozen`.
         bfloat16: Whether it is loaded and runs in half precision.
         statistics: By which proprioception and the oracle's numbers are standardized; not at all
             unless given.
 
     Raises:
-        InvalidValueError: If there are no cameras, or objects, which the model cannot read.
+        InvalidValueError: If there is no such folder, no vision-language model in it, or if there
+            are no cameras, or objects, which the model cannot read.
         DataError: If the folder is damaged, lacks weights or holds another kind of model.
         MissingPackageError: If the library is not installed.
     """
@@ -119,8 +122,9 @@ class PretrainedVLM(Perceiver):
     def __init__(
         self,
         sizes: SightSize,
-        prompts: Prompts,
         *,
+        path: str,
+        spare: int = 32,
         perceptual: int = 256,
         cognitive: int | None = None,
         inside: int = 512,
@@ -129,25 +133,28 @@ class PretrainedVLM(Perceiver):
         statistics: SightStatistics | None = None,
     ):
         super().__init__()
-        if len(sizes.cameras) != len(prompts.blank):
-            raise InvalidValueError("cameras", list(sizes.cameras), f"{len(prompts.blank)}")
-        if sizes.image != len(prompts.blank[0]):
-            raise InvalidValueError("image size", sizes.image, [len(prompts.blank[0])])
         if trained and bfloat16:
             # Steps of 1e-5 and averages of weights are rounded away in half precision.
             raise InvalidValueError("bfloat16", bfloat16, "False where the model is trained")
         if sizes.objects[0]:
             raise InvalidValueError("objects", list(sizes.objects), "none: the model sees images")
+        prompts = Prompts(path, cameras=len(sizes.cameras), image=sizes.image, spare=spare)
+        for name, size, wanted in (
+            ("words", sizes.words, len(prompts.words)),
+            ("length", sizes.length, prompts.length),
+        ):
+            if size != wanted:
+                raise InvalidValueError(name, size, [wanted])
         self.sizes, self.prompts, self.trained = sizes, prompts, trained
         kind = transformers().AutoModelForImageTextToText
         dtype = torch.bfloat16 if bfloat16 else torch.float32
         whole, missing = load(prompts.folder, kind, dtype=dtype)
-        self.model: Any = whole.base_model  # without what predicts words
+        model: Any = whole.base_model  # without what predicts words
         lacking = [name for name in missing if not name.startswith("lm_head")]
         if lacking:
             raise DataError(f"{prompts.folder} lacks weights: {', '.join(lacking)}")
-        self.model.requires_grad_(trained)
-        config = self.model.config
+        self.held = model.train(self.training) if trained else Frozen(model, prompts.folder, [])
+        config = model.config
         self.image = int(getattr(config, "image_token_id", None) or config.image_token_index)
         tokens = int((prompts.encode(["a"]) == self.image + 1).sum())
         if not tokens:
@@ -158,13 +165,11 @@ class PretrainedVLM(Perceiver):
         self.sum_up = nn.Linear(width, cognitive) if cognitive else nn.Identity()
         self.felt = Felt(sizes, statistics or plain_statistics(sizes), cognitive or width)
         self.norm = nn.LayerNorm(cognitive or width)
-        self.train(self.training)
 
-    def train(self, mode: bool = True) -> "PretrainedVLM":
-        """Set the mode of what learns."""
-        super().train(mode)
-        self.model.train(mode and self.trained)
-        return self
+    @property
+    def model(self) -> Any:
+        """The library's."""
+        return self.held.model if isinstance(self.held, Frozen) else self.held
 
     def forward(self, sight: Sight) -> Streams:
         """Perceive sights; there is one cognitive token. Images are prepared on the host."""

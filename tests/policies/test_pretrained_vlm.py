@@ -32,7 +32,8 @@ def sizes_for(prompts: Prompts, **changes: Any) -> SightSize:
 def build(path: Path, *, spare: int = 32, **settings: Any) -> PretrainedVLM:
     prompts = Prompts(str(path), cameras=2, image=IMAGE, spare=spare)
     torch.manual_seed(0)
-    return PretrainedVLM(sizes_for(prompts), prompts, perceptual=8, inside=16, **settings)
+    own = {"path": str(path), "spare": spare, "perceptual": 8, "inside": 16}
+    return PretrainedVLM(sizes_for(prompts), **own, **settings)
 
 
 def sight(vlm: PretrainedVLM) -> Sight:
@@ -126,7 +127,7 @@ def test_a_policy_acts_and_learns_with_it(family: str, vlms: dict[str, Path]) ->
     flat = Remembered(*(type(s)(*(x[0] for x in s)) for s in remembered))
     policy.loss(flat, torch.zeros(2, 4, 2)).sum().backward()
     for name, weight in policy.named_parameters():
-        theirs = name.startswith("perception.model.")
+        theirs = name.startswith("perception.held.")
         assert weight.requires_grad != theirs and (weight.grad is None) == theirs, name
     average = AveragedModel(policy)  # the copy that imitation keeps
     with torch.no_grad():
@@ -151,7 +152,7 @@ def test_under_mixed_precision_it_perceives_nearly_the_same_and_learns(
         assert (found.float() - right).abs().max() < 0.1  # of tokens normed to about 1
     sum(stream.float().square().mean() for stream in streams).backward()
     for name, weight in vlm.named_parameters():
-        theirs = name.startswith("model.")
+        theirs = name.startswith("held.")
         assert (weight.grad is None) == theirs, name
         assert theirs or (weight.dtype == torch.float32 and weight.grad.isfinite().all()), name
 
@@ -227,12 +228,13 @@ def test_sights_that_do_not_fit_are_refused(vlms: dict[str, Path]) -> None:
         vlm(seen._replace(images=wrong))
     prompts = vlm.prompts
     for change, match in (
-        ({"cameras": ("top",)}, "cameras"),
-        ({"image": 64}, "image size is 64"),
+        ({"cameras": ("top",)}, r"length is 64; allowed: 48"),
+        ({"words": 5}, "words is 5"),
         ({"objects": (2, 5)}, "objects"),
+        ({"cameras": ()}, "cameras is 0"),
     ):
         with pytest.raises(InvalidValueError, match=match):
-            PretrainedVLM(sizes_for(prompts, **change), prompts)
+            PretrainedVLM(sizes_for(prompts, **change), path=str(vlms["llava"]))
 
 
 def test_folders_of_other_models_are_refused(
@@ -245,10 +247,8 @@ def test_folders_of_other_models_are_refused(
     assert "\n" not in str(error.value)
     other = Path(shutil.copytree(vlms["llava"], tmp_path / "other"))
     shutil.copy(encoders["vit"] / "config.json", other)
-    prompts = Prompts(str(vlms["llava"]), cameras=2, image=IMAGE)
-    prompts.folder = other
     with pytest.raises(DataError, match="cannot be read"):
-        PretrainedVLM(sizes_for(prompts), prompts)
+        build(other)
 
 
 def test_missing_weights_are_refused(vlms: dict[str, Path], tmp_path: Path) -> None:
