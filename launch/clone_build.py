@@ -90,6 +90,7 @@ def build_vla(
             chunk=settings["chunk"],
             execute=settings["execute"],
             denoising=instantiate_plainly(settings["denoising"]),
+            looks=settings["looks"],
             guidance=settings["guidance"],
             temperature=settings["temperature"],
         )

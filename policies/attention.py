@@ -57,6 +57,34 @@ class CrossAttention(nn.Module):
         return self.out(attend(q, *keys).transpose(1, 2).flatten(2))
 
 
+class Reader(nn.Module):
+    """A query reads tokens: pre-norm cross-attention and MLP, residual.
+
+    Args:
+        width: Features of the query.
+        features: Of the tokens.
+        heads: Attention heads; they divide the width.
+    """
+
+    def __init__(self, width: int, features: int, heads: int):
+        super().__init__()
+        self.norms = nn.ModuleList(
+            [nn.LayerNorm(width), nn.LayerNorm(features), nn.LayerNorm(width)]
+        )
+        self.attention = CrossAttention(width, heads, features)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(
+        self, query: Float[Tensor, "n M E"], tokens: Float[Tensor, "n N D"]
+    ) -> Float[Tensor, "n M E"]:
+        """Return the query, changed."""
+        read = self.attention(self.norms[0](query), self.attention.keys(self.norms[1](tokens)))
+        query = query + read
+        return query + self.mlp(self.norms[2](query))
+
+
 class Related(nn.Module):
     """Tokens in the light of another: W p + U GELU(V [p; c]), before they are attended to.
 

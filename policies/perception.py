@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence.streams import Streams
-from engram.policies.attention import CrossAttention
+from engram.policies.attention import Reader
 from engram.policies.language import WordEncoder
 from engram.policies.vision import ConvPatches
 
@@ -233,7 +233,7 @@ class Perception(Perceiver):
         self.compression = Compression(width, width, perceptual)
         self.words = WordEncoder(sizes.words, cognitive, length=sizes.length)
         self.felt = Felt(sizes, statistics, cognitive)
-        self.readers = nn.ModuleList(_Reader(cognitive, width, heads) for _ in range(depth))
+        self.readers = nn.ModuleList(Reader(cognitive, width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(cognitive)
 
     def forward(self, sight: Sight) -> Streams:
@@ -260,22 +260,3 @@ class Perception(Perceiver):
             query = reader(query, everything)
         cognitive = self.norm(query)
         return Streams(perceptual.unflatten(0, batch), cognitive.unflatten(0, batch))
-
-
-class _Reader(nn.Module):
-    """A query reads tokens: pre-norm cross-attention and MLP, residual."""
-
-    def __init__(self, width: int, features: int, heads: int):
-        super().__init__()
-        self.norms = nn.ModuleList(
-            [nn.LayerNorm(width), nn.LayerNorm(features), nn.LayerNorm(width)]
-        )
-        self.attention = CrossAttention(width, heads, features)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-
-    def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        read = self.attention(self.norms[0](query), self.attention.keys(self.norms[1](tokens)))
-        query = query + read
-        return query + self.mlp(self.norms[2](query))

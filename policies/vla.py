@@ -13,6 +13,7 @@ from engram.memory.sequence.base import SequenceMemory
 from engram.memory.sequence.streams import Streams
 from engram.policies.action_expert import ActionExpert
 from engram.policies.action_scale import ActionScale
+from engram.policies.attention import Reader
 from engram.policies.denoising import Denoising, Flow
 from engram.policies.perception import Perceiver, Sight
 
@@ -38,6 +39,9 @@ class Remembered(NamedTuple):
 class VLA(nn.Module):
     """Perception, memory, action expert: a_t … a_{t+C−1} ~ p(· | memory(perception(o_≤t))).
 
+    What is remembered decides what to look for: after the memory the cognitive token reads the
+    perceptual tokens once more. (MemoryVLA leaves that to its expert, where it is learnt late.)
+
     The memory maps the streams of every step to streams of the same shape (MemoryVLA's retrieval,
     gate and consolidation, or any baseline). They reach the expert in one of two ways: in place of
     the present streams (context), or, with an expert that is `modulated`, beside these, as what
@@ -51,6 +55,8 @@ class VLA(nn.Module):
         chunk: Actions C drawn at once.
         execute: Actions of a chunk that are executed before the next is drawn.
         denoising: How actions are drawn.
+        looks: Layers in which the cognitive token reads after the memory; 0 as published.
+        heads: Attention heads of these; they divide its features.
         guidance: Strength of classifier-free guidance; 1 is none and costs one call per step
             instead of two.
         temperature: Standard deviation of the noise that a draw begins with. 1, as published,
@@ -70,6 +76,8 @@ class VLA(nn.Module):
         chunk: int = 8,
         execute: int = 4,
         denoising: Denoising | None = None,
+        looks: int = 1,
+        heads: int = 4,
         guidance: float = 1.0,
         temperature: float = 1.0,
     ):
@@ -80,14 +88,20 @@ class VLA(nn.Module):
             raise InvalidValueError("guidance", guidance, "1 or more")
         if not 0 <= temperature < float("inf"):
             raise InvalidValueError("temperature", temperature, "finite, 0 or more")
+        (_, tokens), (_, cognitive) = perception.perceptual, perception.cognitive
+        if looks < 0:
+            raise InvalidValueError("looks", looks, "0 or more")
+        if heads < 1 or cognitive % heads:
+            raise InvalidValueError("heads", heads, f"divisors of cognitive = {cognitive}")
         self.perception = perception
         self.memory = memory(perceptual=perception.perceptual, cognitive=perception.cognitive)
+        self.looks = nn.ModuleList(Reader(cognitive, tokens, heads) for _ in range(looks))
         self.actions, self.chunk, self.execute = len(scale.low), chunk, execute
         self.expert = expert(
             self.actions,
             chunk,
-            perceptual=perception.perceptual[1],
-            cognitive=perception.cognitive[1],
+            perceptual=tokens,
+            cognitive=cognitive,
         )
         if guidance > 1 and not self.expert.drop:
             raise InvalidValueError("guidance", guidance, "1, as the expert's drop is 0")
@@ -113,7 +127,28 @@ class VLA(nn.Module):
         """
         present = self.perception(sight)
         fused, state = self.memory(present, state, start)  # type: ignore[arg-type]
-        return Remembered(present, fused), state
+        return Remembered(present, self._look(fused)), state
+
+    def step(self, sight: Sight, state: Any, start: Bool[Tensor, " B"]) -> tuple[Remembered, Any]:
+        """Perceive and remember one step.
+
+        Args:
+            sight: `[B, ...]`.
+            state: Of the memory.
+            start: Where episodes begin.
+        """
+        present = self.perception(sight)
+        fused, state = self.memory.step(present, state, start)  # type: ignore[arg-type]
+        return Remembered(present, self._look(fused)), state
+
+    def _look(self, fused: Any) -> Streams:
+        if not self.looks:
+            return fused
+        batch = fused.cognitive.shape[:-2]
+        tokens, cognitive = (part.flatten(0, len(batch) - 1) for part in fused)
+        for look in self.looks:
+            cognitive = look(cognitive, tokens)
+        return fused._replace(cognitive=cognitive.unflatten(0, batch))
 
     def loss(
         self,
@@ -190,14 +225,12 @@ class VLA(nn.Module):
             if not (seen := getattr(sight, name)).isfinite().all():
                 bad = seen[~seen.isfinite()][0].item()
                 raise InvalidValueError(name, bad, "finite numbers")
-        present = self.perception(sight)
-        fused: Any
-        fused, memory = self.memory.step(present, state.memory, start)  # type: ignore[arg-type]
+        remembered, memory = self.step(sight, state.memory, start)
         due = start | (state.place >= self.execute)
         queue, place = state.queue, torch.where(due, 0, state.place)
         rows = due.nonzero()[:, 0]
         if len(rows):
-            known = states.take(Remembered(present, fused), rows)
+            known = states.take(remembered, rows)
             queue = queue.index_copy(0, rows, self.draw(known, generator).to(queue.dtype))
         action = queue[torch.arange(len(queue), device=queue.device), place]
         return action, ActingState(memory, queue, place + 1)

@@ -227,6 +227,25 @@ def test_acting_remembers_what_learning_remembers(
             torch.testing.assert_close(got[1], expected[1][t], msg=f"{got[0]} at {t}")
 
 
+@pytest.mark.parametrize("looks", [0, 1, 2])
+def test_what_left_the_memory_is_read_once_more(
+    looks: int, small_vla: Make, sight_size: Make, random_sight: Make
+) -> None:
+    policy = small_vla(sight_size(), looks=looks)
+    sight, start = random_sight(sight_size(), 4, B), torch.zeros(4, B, dtype=torch.bool)
+    remembered, _ = policy(sight, policy.memory.initial_state(B), start)
+    left, _ = policy.memory(remembered.present, policy.memory.initial_state(B), start)
+    assert torch.equal(remembered.fused.perceptual, left.perceptual)
+    query, tokens = left.cognitive[2], left.perceptual[2]
+    for look in policy.looks:
+        query = look(query, tokens)
+        other = look(query, tokens.flip(0))
+        assert not torch.allclose(look(query, tokens), other)
+        torch.testing.assert_close(look(query, tokens.flip(1)), look(query, tokens))
+    torch.testing.assert_close(remembered.fused.cognitive[2], query)
+    assert len(policy.looks) == looks
+
+
 def test_as_many_actions_of_a_chunk_are_executed_as_asked_for(
     small_vla: Make, sight_size: Make, random_sight: Make
 ) -> None:
@@ -341,6 +360,9 @@ def test_numbers_that_are_none_are_refused_before_they_are_remembered(
     [
         ({"execute": 0}, "execute is 0; allowed: 1 … chunk = 4"),
         ({"execute": 5}, "execute is 5; allowed: 1 … chunk = 4"),
+        ({"looks": -1}, "looks is -1; allowed: 0 or more"),
+        ({"heads": 5}, "heads is 5; allowed: divisors of cognitive = 12"),
+        ({"heads": 0}, "heads is 0"),
         ({"guidance": 0.9}, r"guidance is 0\.9; allowed: 1 or more"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"temperature": -0.5}, r"temperature is -0\.5; allowed: finite, 0 or more"),

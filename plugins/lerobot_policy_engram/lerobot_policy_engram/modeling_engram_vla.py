@@ -170,11 +170,10 @@ class EngramVLAPolicy(PreTrainedPolicy):
 
     def _written(self, batch: dict[str, Any]) -> Remembered:
         sight, state = self._sight_and_state(batch)
-        present = self.vla.perception(sight)
-        fused, memory = self.vla.memory.step(present, state.memory, self._begins)
+        remembered, memory = self.vla.step(sight, state.memory, self._begins)
         self._state = state._replace(memory=memory)
         self._begins = torch.zeros_like(self._begins)
-        return Remembered(present, fused)
+        return remembered
 
     def _sight_and_state(self, batch: dict[str, Any]) -> tuple[Sight, ActingState]:
         keys = list(self.config.input_features)
