@@ -103,8 +103,10 @@ def check(tensors: dict[str, Tensor], wanted: dict[str, Tensor], source: Path) -
                 f"checkpoint {source}: {name} is {seen.dtype}; allowed: {allowed.dtype}"
             )
         if name.endswith(EXTRA_STATE) and seen.tolist() != allowed.tolist():
-            what = f"checkpoint {source} is of other frozen weights: {name} is {seen.tolist()}"
-            raise DataError(f"{what}; allowed: {allowed.tolist()}")
+            what = (
+                f"checkpoint {source} was made with another pretrained model, or this one changed"
+            )
+            raise DataError(f"{what}: {name} is {seen.tolist()}; allowed: {allowed.tolist()}")
 
 
 def load_module(module: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

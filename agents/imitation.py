@@ -97,7 +97,7 @@ class Imitation:
         self.settings, self.seed = settings, seed
         self.device = policy.scale.low.device
         # The average is of all but buffers, which never change.
-        self.average = AveragedModel(policy, multi_avg_fn=_average_unshared(settings.ema))
+        self.average = AveragedModel(policy, multi_avg_fn=average_unshared(settings.ema))
         self.average.requires_grad_(False)
         self.parameters = [
             parameter
@@ -202,7 +202,7 @@ class Imitation:
         action_loss = torch.where(real, error, 0.0).sum() / real.sum()
         # Before the decision the end cannot be known: it lies beyond the choice.
         asked = frames.real[..., 0] & (frames.decision > 0)
-        foreseen = self.foresight(remembered.fused, frames.end, asked)
+        foreseen = self.foresight(self.policy.look(remembered.fused), frames.end, asked)
         return {"action": action_loss, **recalled, **foreseen}, states.snapshot(memory)
 
     def _empty(self, batch: int) -> Any:
@@ -283,7 +283,7 @@ class Imitation:
         return named | {"random": self.generator.get_state()}
 
 
-def _average_unshared(decay: float) -> Callable[[Any, Any, Any], None]:
+def average_unshared(decay: float) -> Callable[[Any, Any, Any], None]:
     """Return the moving average of all weights but frozen ones, which a copy shares."""
     update = get_ema_multi_avg_fn(decay)
 

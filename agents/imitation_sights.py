@@ -130,7 +130,7 @@ def sight_of(
 
     Args:
         observation: Of the worlds.
-        words: The instructions, as `Vocabulary` numbers them: once per episode, not per step.
+        words: The instructions, as a `Language` numbers them: once per episode, not per step.
         sizes: Of the parts of a sight.
 
     Raises:

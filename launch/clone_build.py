@@ -108,7 +108,7 @@ def _perceiver(
         "cognitive": settings["cognitive"],
         "statistics": statistics,
     }
-    if vision.func is PretrainedVLM:
+    if _reads(vision):
         return vision(sizes, **shared)
     return Perception(sizes, vision=vision, features=settings["features"], **shared)
 
@@ -120,13 +120,18 @@ def prompts_of(tree: dict[str, Any]) -> Prompts | None:
         EngramError: If there is no such model, or if it is to see objects.
     """
     vision, sight = instantiate_plainly(tree["policy"]["vision"]), tree["demonstrations"]
-    if vision.func is not PretrainedVLM:
+    if not _reads(vision):
         return None
     if sight["objects"]:
         raise InvalidValueError("demonstrations.objects", True, "false, with vision=vlm")
     given = {name: vision.keywords[name] for name in ("path", "spare")}
     with plain_errors("policy.vision"):
         return Prompts(**given, cameras=len(sight["cameras"]), image=sight["image"])
+
+
+def _reads(vision: Any) -> bool:
+    """Return whether what sees is a vision-language model, which reads the instruction, too."""
+    return isinstance(vision.func, type) and issubclass(vision.func, PretrainedVLM)
 
 
 def build_imitation(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from engram.agents import checkpoint
-from engram.kernels.errors import DataError
+from engram.kernels.errors import DataError, InvalidValueError
 from engram.launch.clone_build import Lesson, build_vla, prompts_of
 from engram.launch.files import read_json, write_json
 from engram.launch.folder import CHECKPOINT, read_config
@@ -15,7 +15,7 @@ from engram.policies.perception import SightSize
 from engram.policies.vla import VLA
 
 SIGHT = "sight.json"
-"""What the policy of a run sees, and the words it knows."""
+"""What the policy of a run sees, and the words it knows, if no model knows its own."""
 FORMAT = 1
 
 
@@ -49,6 +49,7 @@ def read_tree(folder: Path) -> dict[str, Any]:
     for name in ("task", "demonstrations", "streams", "policy", "imitation", "evaluation"):
         if not isinstance(tree.get(name), dict):
             raise DataError(f"{folder / 'config.json'} is damaged: it has no settings of {name}")
+    tree["policy"].setdefault("looks", 0)  # of clones made before there were any
     return tree
 
 
@@ -63,7 +64,7 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
     try:
         if facts["format"] != FORMAT:
             raise DataError(f"{folder / SIGHT}: format is {facts['format']}; allowed: {FORMAT}")
-        language = prompts_of(tree) or Vocabulary(facts["words"], length=facts["length"])
+        known, length = facts["words"], facts["length"]
         parts: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["sizes"].items()}
         sizes = SightSize(**parts)
     except (KeyError, TypeError, AttributeError) as error:
@@ -77,11 +78,19 @@ def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, An
             f"{folder / CHECKPOINT} is damaged or of another version: it has no {error}"
         ) from None
     try:
+        language = prompts_of(tree)
         policy = build_vla(tree, sizes, scale, 0).to(device)
     except KeyError as error:
         raise DataError(
             f"{folder / 'config.json'} is damaged or of another version: it has no {error}"
         ) from None
+    except InvalidValueError as error:  # a model that is not where it was, say
+        raise DataError(f"{folder / 'config.json'}: {error}") from None
+    if language is None:
+        try:
+            language = Vocabulary(known, length=length)
+        except (InvalidValueError, TypeError) as error:
+            raise DataError(f"{folder / SIGHT} is damaged: {error}") from None
     checkpoint.load_module(policy, average, folder / CHECKPOINT)
     try:
         return Cloned(policy.eval(), language, said["updates"], said["seconds"]), tree

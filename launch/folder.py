@@ -28,6 +28,7 @@ FREE = {
     "variants",
     "checkpoint_seconds",
     "mirror",
+    "policy.vision.path",
     "sweep",
     "ray.address",
     "ray.cpus_per_worker",
@@ -38,7 +39,8 @@ FREE = {
     "ray.restarts",
     "ray.wheel",
 }
-"""Keys that may change between a run and its continuation."""
+"""Keys that may change between a run and its continuation; of a pretrained model the checkpoint knows
+the content."""
 
 
 @contextmanager

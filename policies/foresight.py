@@ -71,7 +71,7 @@ class Foresight(nn.Module):
         """Return the mean squared error, weighted, as a scalar; nothing where it has no weight.
 
         Args:
-            fused: What came out of the memory, `[*batch, ...]`.
+            fused: What came out of the memory, after the second look, `[*batch, ...]`.
             end: Proprioception in the last frame of the episode.
             asked: The frames that are asked.
         """

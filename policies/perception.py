@@ -24,7 +24,7 @@ class Sight(NamedTuple):
     proprioception: Float[Tensor, "*batch P"]
     """Joint angles and the like."""
     words: Int[Tensor, "*batch W"]
-    """The instruction, as `Vocabulary` numbers it."""
+    """The instruction, as a `Language` numbers it."""
     objects: Float[Tensor, "*batch K F"]
     """Features of visible objects, where these are given instead of images."""
     oracle: Float[Tensor, "*batch Q"]
@@ -39,9 +39,9 @@ class SightSize(NamedTuple):
     """Height and width of every image [pixels]."""
     proprioception: int
     words: int
-    """Words that the vocabulary knows."""
+    """Words that the policy knows; tokens, with a vision-language model."""
     length: int
-    """Words that an instruction may have."""
+    """Words that an instruction may have; tokens of a whole prompt, likewise."""
     objects: tuple[int, int]
     """K and F."""
     oracle: int

@@ -2,6 +2,7 @@
 
 import copy
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,26 @@ from torch import Tensor, nn
 
 from engram.kernels.errors import DataError
 
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By bytes of a number."""
+MEANING = ".json", ".jinja", ".model", ".safetensors", ".txt"
+"""Endings of the files that decide what a model makes of its input."""
 
 
 class Frozen(nn.Module):
     """A model of a folder that stays as it is: in evaluation mode, without gradient.
 
-    Deep copies share it. A `state_dict` holds a fingerprint of its weights instead of the weights,
-    which are read from the folder again; the fingerprint of others is refused.
+    Deep copies share it, until one of them is moved or cast. A `state_dict` holds a fingerprint of
+    the folder instead of the weights, which are read from there again; that of another is refused.
 
     Args:
         model: As it was loaded.
         folder: Where from.
-        missing: Names of weights that the folder lacks: nothing may depend on these.
     """
 
-    def __init__(self, model: nn.Module, folder: Path, missing: list[str]):
+    def __init__(self, model: nn.Module, folder: Path):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.folder = folder
-        found = {name: x for name, x in model.state_dict().items() if name not in missing}
-        self.fingerprint = fingerprint(found)
+        self.folder, self.shared = folder, False
+        self.fingerprint = fingerprint(folder)
         self.register_state_dict_post_hook(_leave_out)
         self.register_load_state_dict_pre_hook(_put_back)
 
@@ -51,15 +50,22 @@ class Frozen(nn.Module):
             DataError: If they differ.
         """
         if (saved := int(state)) != self.fingerprint:
-            seen = f"fingerprint of the weights in {self.folder} is {self.fingerprint}"
+            seen = f"fingerprint of {self.folder} is {self.fingerprint}"
             raise DataError(f"{seen}; allowed: {saved}, with which the policy was saved")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Frozen":
         """Copy all but the model."""
         memo[id(self.model)] = self.model
+        self.shared = True
         made = memo[id(self)] = type(self).__new__(type(self))
         made.__dict__ = copy.deepcopy(self.__dict__, memo)
         return made
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
+        """Move or cast, the model of this copy alone."""
+        if self.shared:
+            self.model, self.shared = copy.deepcopy(self.model), False
+        return super()._apply(fn, recurse)
 
 
 def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, facts: Any) -> None:
@@ -75,16 +81,13 @@ def _put_back(module: nn.Module, state: dict[str, Any], prefix: str, *facts: Any
     state.update({f"{prefix}model.{name}": tensor for name, tensor in own.items()})
 
 
-def fingerprint(tensors: dict[str, Tensor]) -> int:
-    """Return a number that other weights hardly share: of names, shapes and sums of all bits.
-
-    It is exact on every device, and takes a pass over the memory; it is no defence against those
-    who want to deceive.
-    """
+def fingerprint(folder: Path) -> int:
+    """Return the CRC-32 of the files of a model: weights, configurations, vocabularies, templates."""
     total = 0
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        bits = tensor.reshape(-1).view(INTEGERS[tensor.element_size()])
-        facts = f"{name} {list(tensor.shape)} {tensor.dtype} {int(bits.sum(dtype=torch.int64))}"
-        total = zlib.crc32(facts.encode(), total)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in MEANING:
+            total = zlib.crc32(path.name.encode(), total)
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    total = zlib.crc32(block, total)
     return total

@@ -75,7 +75,7 @@ class PretrainedVision(nn.Module):
             weight.requires_grad_(trained and gradient is not None)
             if gradient is not None and name in missing:
                 raise DataError(f"{folder} lacks the weights {name}")
-        self.held = model.train(self.training) if trained else Frozen(model, folder, missing)
+        self.held = model.train(self.training) if trained else Frozen(model, folder)
 
     @property
     def model(self) -> nn.Module:
@@ -112,7 +112,7 @@ def _from_transformers(folder: Path) -> Built:
         config = library.AutoConfig.from_pretrained(folder, **LOCAL)
         config = getattr(config, "vision_config", config)
         processor = library.AutoImageProcessor.from_pretrained(folder, **LOCAL)
-    model, missing = load(folder, library.AutoModel, config=config)
+    model, missing = load(folder, library.AutoModel, config=config, dtype=torch.float32)
     if getattr(model, "main_input_name", None) != "pixel_values":
         seen = f"{folder} ({config.model_type})"
         raise InvalidValueError("path", seen, "folders of image encoders")

@@ -153,7 +153,7 @@ class PretrainedVLM(Perceiver):
         lacking = [name for name in missing if not name.startswith("lm_head")]
         if lacking:
             raise DataError(f"{prompts.folder} lacks weights: {', '.join(lacking)}")
-        self.held = model.train(self.training) if trained else Frozen(model, prompts.folder, [])
+        self.held = model.train(self.training) if trained else Frozen(model, prompts.folder)
         config = model.config
         self.image = int(getattr(config, "image_token_id", None) or config.image_token_index)
         tokens = int((prompts.encode(["a"]) == self.image + 1).sum())

@@ -91,7 +91,7 @@ class VLA(nn.Module):
         (_, tokens), (_, cognitive) = perception.perceptual, perception.cognitive
         if looks < 0:
             raise InvalidValueError("looks", looks, "0 or more")
-        if heads < 1 or cognitive % heads:
+        if looks and (heads < 1 or cognitive % heads):
             raise InvalidValueError("heads", heads, f"divisors of cognitive = {cognitive}")
         self.perception = perception
         self.memory = memory(perceptual=perception.perceptual, cognitive=perception.cognitive)
@@ -127,7 +127,7 @@ class VLA(nn.Module):
         """
         present = self.perception(sight)
         fused, state = self.memory(present, state, start)  # type: ignore[arg-type]
-        return Remembered(present, self._look(fused)), state
+        return Remembered(present, fused), state
 
     def step(self, sight: Sight, state: Any, start: Bool[Tensor, " B"]) -> tuple[Remembered, Any]:
         """Perceive and remember one step.
@@ -139,11 +139,10 @@ class VLA(nn.Module):
         """
         present = self.perception(sight)
         fused, state = self.memory.step(present, state, start)  # type: ignore[arg-type]
-        return Remembered(present, self._look(fused)), state
+        return Remembered(present, fused), state  # type: ignore[arg-type]
 
-    def _look(self, fused: Any) -> Streams:
-        if not self.looks:
-            return fused
+    def look(self, fused: Streams) -> Streams:
+        """Let the cognitive token that left the memory read the perceptual tokens: `[*, N, D]`."""
         batch = fused.cognitive.shape[:-2]
         tokens, cognitive = (part.flatten(0, len(batch) - 1) for part in fused)
         for look in self.looks:
@@ -236,9 +235,9 @@ class VLA(nn.Module):
         return action, ActingState(memory, queue, place + 1)
 
     def _condition(self, remembered: Remembered, hidden: Tensor | None) -> Any:
+        fused = self.look(remembered.fused)
         if self.expert.modulated:
-            fused = remembered.fused
             streams, memory = remembered.present, (fused.perceptual, fused.cognitive)
         else:
-            streams, memory = remembered.fused, None
+            streams, memory = fused, None
         return self.expert.condition(streams.cognitive, streams.perceptual, memory, hidden)

@@ -52,15 +52,23 @@ def test_it_is_cloned_resumed_evaluated_and_filmed_without_its_weights_in_the_ch
     cloned, _ = load_clone(run, torch.device("cpu"))
     known = isinstance(cloned.language, Prompts if kind == "vlm" else Vocabulary)
     assert known and isinstance(cloned.policy.perception, PretrainedVLM) == (kind == "vlm")
-    assert main(["clone", *arguments, "resume=true"]) == 0
+    found = (run / "evaluation.json").read_text()
+    (run / "evaluation.json").unlink()  # so that the checkpoint is read
+    moved = model.rename(tmp_path / "moved")
+    again = [*QUICK, *vision(kind, moved), f"out={tmp_path / 'run'}", "resume=true"]
+    assert main(["clone", *again]) == 0, capsys.readouterr().err
+    assert (run / "evaluation.json").read_text() == found
     assert main(["eval", f"out={tmp_path / 'run'}", "episodes=1"]) == 0
     assert main(["film", f"run={run}", f"out={tmp_path}/film.gif"]) == 0
-    weights = model / "model.safetensors"
+    weights = moved / "model.safetensors"
     tensors = load_file(weights)
     name = next(name for name in tensors if "layernorm" in name or "norm1" in name)
     tensors[name] += 1
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(DataError, match="of other frozen weights"):
+    with pytest.raises(DataError, match="another pretrained model, or this one changed"):
+        load_clone(run, torch.device("cpu"))
+    moved.rename(model)
+    with pytest.raises(DataError, match=r"config\.json: path is .*the folder of a model"):
         load_clone(run, torch.device("cpu"))
 
 

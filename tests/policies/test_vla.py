@@ -108,7 +108,8 @@ def test_the_loss_is_the_squared_error_of_the_denoising(
     generator = torch.Generator().manual_seed(2)
     torch.rand(4, generator=generator)  # whom guidance hides
     noisy, time, target = denoising.disturb(policy.scale.normalize(action), generator)
-    condition = policy.expert.condition(known.fused.cognitive, known.fused.perceptual)
+    fused = policy.look(known.fused)
+    condition = policy.expert.condition(fused.cognitive, fused.perceptual)
     guess = policy.expert(noisy, policy.expert.time_code(time), condition)
     torch.testing.assert_close(loss, (guess - target).square().mean(-1))
 
@@ -168,8 +169,8 @@ def test_guidance_goes_beyond_what_the_blind_branch_says(
     known = moments(policy, 4)
     policy.draw(known, torch.Generator().manual_seed(0))
     ((noise, guided),) = asked
-    shown = known.present if modulated else known.fused
-    memory = tuple(known.fused) if modulated else None
+    fused = policy.look(known.fused)
+    shown, memory = (known.present, tuple(fused)) if modulated else (fused, None)
     time = policy.expert.time_code(noise.new_full((1,), 0.5))
     branches = []
     for cognitive in (shown.cognitive, policy.expert.null.expand(4, 1, -1)):
@@ -234,16 +235,21 @@ def test_what_left_the_memory_is_read_once_more(
     policy = small_vla(sight_size(), looks=looks)
     sight, start = random_sight(sight_size(), 4, B), torch.zeros(4, B, dtype=torch.bool)
     remembered, _ = policy(sight, policy.memory.initial_state(B), start)
-    left, _ = policy.memory(remembered.present, policy.memory.initial_state(B), start)
-    assert torch.equal(remembered.fused.perceptual, left.perceptual)
+    looked, left = policy.look(remembered.fused), remembered.fused
+    assert torch.equal(looked.perceptual, left.perceptual)
     query, tokens = left.cognitive[2], left.perceptual[2]
     for look in policy.looks:
         query = look(query, tokens)
         other = look(query, tokens.flip(0))
         assert not torch.allclose(look(query, tokens), other)
         torch.testing.assert_close(look(query, tokens.flip(1)), look(query, tokens))
-    torch.testing.assert_close(remembered.fused.cognitive[2], query)
+    torch.testing.assert_close(looked.cognitive[2], query)
     assert len(policy.looks) == looks
+    seen = []
+    policy.expert.condition = lambda cognitive, *parts: seen.append(cognitive) or 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        policy.draw(states.tree_map(lambda part: part[2], remembered))
+    torch.testing.assert_close(seen[0], query)
 
 
 def test_as_many_actions_of_a_chunk_are_executed_as_asked_for(
@@ -379,6 +385,12 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(InvalidValueError, match=message):
         small_vla(sight_size(), **settings)
+
+
+def test_without_a_look_heads_do_not_matter(small_vla: Make, sight_size: Make) -> None:
+    policy = small_vla(sight_size(), looks=0, heads=5)
+    known = moments(policy, 2)
+    assert torch.equal(policy.look(known.fused).cognitive, known.fused.cognitive)
 
 
 def test_scales_travel_with_the_policy(small_vla: Make, sight_size: Make) -> None:

@@ -40,6 +40,9 @@ class EngramVLAConfig(PreTrainedConfig):
     """Features inside the action expert."""
     expert_depth: int = 4
     """Blocks of the action expert."""
+    looks: int = 1
+    """Layers in which the cognitive token reads what is seen once more, after the memory. Policies
+    saved before there were any load with 0."""
     modulated: bool = False
     """Whether the memory scales and shifts the expert's blocks, instead of taking the place of
     what is seen."""
@@ -85,6 +88,8 @@ class EngramVLAConfig(PreTrainedConfig):
         for name in ("repeats", "expert_depth", "expert_width", "instruction_length"):
             if getattr(self, name) < 1:
                 raise InvalidValueError(f"policy.{name}", getattr(self, name), "1 or more")
+        if self.looks < 0:
+            raise InvalidValueError("policy.looks", self.looks, "0 or more")
         if self.image_size < 16 or self.image_size % 16:
             raise InvalidValueError("policy.image_size", self.image_size, "multiples of 16")
 

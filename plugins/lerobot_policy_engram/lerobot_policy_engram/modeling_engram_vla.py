@@ -239,6 +239,7 @@ def _build(config: EngramVLAConfig, words: int) -> VLA:
         chunk=config.chunk_size,
         execute=config.n_action_steps,
         denoising=denoising(config.denoising_steps),
+        looks=config.looks,
         guidance=config.guidance,
         temperature=config.temperature,
     )
