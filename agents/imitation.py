@@ -190,8 +190,9 @@ class Imitation:
         error = self.policy.loss(
             moments, action, generator=self.generator, repeats=self.settings.repeats
         )
+        looked = self.policy.look(remembered.fused)  # what is acted on: both losses ask that
         recalled = self.recollection(
-            remembered.fused,
+            looked,
             frames.sight,
             frames.cue,
             frames.start,
@@ -202,7 +203,7 @@ class Imitation:
         action_loss = torch.where(real, error, 0.0).sum() / real.sum()
         # Before the decision the end cannot be known: it lies beyond the choice.
         asked = frames.real[..., 0] & (frames.decision > 0)
-        foreseen = self.foresight(self.policy.look(remembered.fused), frames.end, asked)
+        foreseen = self.foresight(looked, frames.end, asked)
         return {"action": action_loss, **recalled, **foreseen}, states.snapshot(memory)
 
     def _empty(self, batch: int) -> Any:

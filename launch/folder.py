@@ -39,8 +39,8 @@ FREE = {
     "ray.restarts",
     "ray.wheel",
 }
-"""Keys that may change between a run and its continuation; of a pretrained model the checkpoint knows
-the content."""
+"""Keys that may change between a run and its continuation. What is in the folder of a pretrained
+model the checkpoint knows."""
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def _put_back(module: nn.Module, state: dict[str, Any], prefix: str, *facts: Any
 
 
 def fingerprint(folder: Path) -> int:
-    """Return the CRC-32 of the files of a model: weights, configurations, vocabularies, templates."""
+    """Return the CRC-32 of a model's files: weights, settings, vocabularies, templates."""
     total = 0
     for path in sorted(folder.iterdir()):
         if path.suffix in MEANING:

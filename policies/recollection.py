@@ -85,7 +85,7 @@ class Recollection(nn.Module):
         """Return each loss that has a weight, weighted, as a scalar.
 
         Args:
-            fused: What came out of the memory, `[T, B, ...]`.
+            fused: What came out of the memory, after the second look, `[T, B, ...]`.
             sight: What was seen.
             cue: NaN where it is not known, or was not yet in view.
             start: Where the memory begins.
