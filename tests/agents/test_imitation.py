@@ -128,20 +128,27 @@ def test_the_end_is_asked_where_the_action_depends_on_memory_and_nowhere_else(
     run = cloning(windows(cued))
     batch = windows(cued).next().frames
     seen: list[Any] = []
-    foresee, remember = run.foresight.forward, run.policy.forward
+    foresee, remember, look = run.foresight.forward, run.policy.forward, run.policy.look
+    looks: list[tuple[Any, Any]] = []
 
     def remembered(*given: Any) -> Any:
         seen.append(remember(*given))
         return seen[0]
 
+    def looked(fused: Any) -> Any:
+        looks.append((fused, look(fused)))
+        return looks[-1][1]
+
     def foreseen(*given: Any) -> Any:
         seen.append(given)
         return foresee(*given)
 
-    run.policy.forward, run.foresight.forward = remembered, foreseen
+    run.policy.forward, run.policy.look, run.foresight.forward = remembered, looked, foreseen
     losses(run, 1)
     (known, _), (fused, end, asked) = seen
-    assert fused is known.fused and fused is not known.present
+    ((left, wanted),) = [pair for pair in looks if pair[0].cognitive.ndim == 4]  # [T, B, M, E]
+    assert left is known.fused and fused is wanted
+    assert not torch.equal(fused.cognitive, known.fused.cognitive)
     assert torch.equal(end, batch.end) and not torch.equal(end, batch.sight.proprioception)
     expected = (batch.decision > 0) & batch.real[..., 0]
     assert torch.equal(asked, expected) and 0 < int(expected.sum()) < expected.numel()
