@@ -1,5 +1,6 @@
 """engram's own policy behind `--policy.type=engram_vla`."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot.scripts import lerobot_train
@@ -67,6 +69,26 @@ def act(policy: Any, observation: dict[str, Any]) -> Tensor:
     torch.manual_seed(1)  # of the noise
     with torch.inference_mode():
         return policy.select_action(observation)
+
+
+def test_what_was_saved_before_there_were_looks_loads_without(
+    dataset: Callable[..., Any], tmp_path: Path
+):
+    policy = build(dataset, looks=0)
+    assert not [name for name in policy.state_dict() if "looks" in name]
+    policy.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["looks"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r"vla\.looks"):
+        load_policy(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=["--looks=0"])
+    config.pretrained_path = tmp_path
+    again = make_policy(config, ds_meta=dataset().meta).eval()
+    seen = observe()
+    assert torch.equal(act(again, seen), act(policy.eval(), seen))
+    with pytest.raises(InvalidValueError, match=r"policy\.looks is -1; allowed: 0 or more"):
+        build(dataset, looks=-1)
 
 
 def test_words_are_those_of_the_dataset(dataset: Callable[..., Any]):
