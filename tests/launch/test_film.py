@@ -102,8 +102,15 @@ def test_a_run_is_filmed(
     first = np.stack(frames(out)).astype(int)
     assert main(["film", f"run={run}", "seed=1", f"out={out}"]) == 0
     assert capsys.readouterr().out == said  # everything follows from the seed
-    # The encoder's threads may round differently.
-    assert np.abs(np.stack(frames(out)).astype(int) - first).max() <= 8
+    again = np.stack(frames(out)).astype(int)
+    assert main(["film", f"run={run}", "seed=2", f"out={out}"]) == 0
+    other = np.stack(frames(out)).astype(int)
+    # Sums round differently by where numbers lie in memory. An action that is 1e-6 off moves an
+    # edge by a pixel, which then differs by 50; on the average pictures differ by 0.03, and those
+    # of another seed by 4.
+    assert np.abs(again - first).mean() < 0.3
+    shown = min(len(first), len(other))
+    assert np.abs(other[:shown] - first[:shown]).mean() > 1
 
 
 def test_equal_pictures_in_a_row_are_shown_as_long_as_they_last(tmp_path: Path) -> None:
