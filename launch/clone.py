@@ -6,8 +6,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from engram.agents.demonstrations import Demonstrations
 from engram.kernels.errors import DataError, one_line
+from engram.launch.clone_build import open_demonstrations
 from engram.launch.clone_check import check_clone, check_first, take_folder
 from engram.launch.clone_config import CloneSettings, compose_clone
 from engram.launch.clone_figure import draw
@@ -106,7 +106,7 @@ def _tell_left_out(trees: list[dict[str, Any]], console: Console) -> None:
     """Print which episodes of given folders are damaged, where such are left out."""
     wanted = [tree["demonstrations"] for tree in trees]
     for folder in sorted({d["folder"] for d in wanted if d["skip_damaged"]}):
-        source = Demonstrations(folder, skip_damaged=True)
+        source = open_demonstrations(Path(folder), skip_damaged=True)
         source.close()
         for why in source.damage.values():
             console.print(f"left out: {why}", soft_wrap=True)

@@ -19,6 +19,7 @@ from engram.agents.imitation_sights import (
 from engram.agents.seeds import derive
 from engram.agents.training import build_policy
 from engram.envs.manipulation import Manipulation, ManipulationEnv, make_task
+from engram.envs.manipulation.environment import ACTION_LIMITS, RATE
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.launch.build import instantiate_plainly, plain_errors
 from engram.policies.action_scale import ActionScale
@@ -41,6 +42,19 @@ class Lesson(NamedTuple):
     statistics: SightStatistics
 
 
+def open_demonstrations(folder: Path, *, skip_damaged: bool) -> Demonstrations:
+    """Open demonstrations of a simulated task.
+
+    Raises:
+        DataError: If they are damaged and damaged ones are not left out, or of another frame rate.
+    """
+    source = Demonstrations(folder, skip_damaged=skip_damaged, limits={"action": ACTION_LIMITS})
+    if source.fps != RATE:
+        source.close()
+        raise DataError(f"{folder} has {source.fps:g} frames per second; allowed: {RATE}")
+    return source
+
+
 def read_lesson(tree: dict[str, Any], folder: Path) -> Lesson:
     """Read the demonstrations of a run.
 
@@ -48,7 +62,7 @@ def read_lesson(tree: dict[str, Any], folder: Path) -> Lesson:
         DataError: If they are damaged and damaged ones are not left out, or if they lack what the
             policy is to see.
     """
-    source = Demonstrations(folder, skip_damaged=tree["demonstrations"]["skip_damaged"])
+    source = open_demonstrations(folder, skip_damaged=tree["demonstrations"]["skip_damaged"])
     try:
         if not source.count:
             raise DataError(

@@ -11,6 +11,7 @@ from rich.console import Console
 from engram.agents.imitation_sights import sight_of
 from engram.agents.seeds import derive
 from engram.envs.manipulation import ManipulationEnv, Oracle
+from engram.envs.manipulation.environment import RATE
 from engram.kernels.errors import InvalidValueError, MissingPackageError
 from engram.kernels.files.whole import whole_file
 from engram.launch.clone_build import build_world
@@ -19,7 +20,6 @@ from engram.launch.clone_saved import load_clone
 from engram.launch.config import UsageError
 
 Act = Callable[[dict[str, np.ndarray]], np.ndarray]
-FPS = 10
 
 
 def film(arguments: list[str], console: Console) -> int:
@@ -93,7 +93,7 @@ def encode(file: Any, frames: list[np.ndarray], suffix: str) -> None:
 
         images = [Image.fromarray(frame).quantize(128) for frame in frames]
         images[0].save(
-            file, "GIF", save_all=True, append_images=images[1:], duration=1000 // FPS, loop=0
+            file, "GIF", save_all=True, append_images=images[1:], duration=1000 // RATE, loop=0
         )
         return
     try:
@@ -101,7 +101,7 @@ def encode(file: Any, frames: list[np.ndarray], suffix: str) -> None:
     except ImportError:
         raise MissingPackageError("av", "demonstrations") from None
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS)
+        stream = container.add_stream("libx264", rate=RATE)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for picture in frames:

@@ -1,6 +1,6 @@
 """Reading demonstrations: any LeRobot data set of version 3.0 on a local disk."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,23 @@ class Demonstrations:
         folder: The data set, with `meta/info.json` in it.
         skip_damaged: Read everything once and leave out the episodes that are damaged; `damage`
             says which. Without it, reading a damaged episode raises.
+        limits: The smallest and the largest number that columns of numbers may hold, by their
+            names; an episode that exceeds them is damaged.
 
     Raises:
         DataError: If the folder holds no data set of version 3.0, or its index is damaged.
         MissingPackageError: If `pyarrow` or `av` is not installed.
     """
 
-    def __init__(self, folder: str | Path, *, skip_damaged: bool = False):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        skip_damaged: bool = False,
+        limits: Mapping[str, tuple[float, float]] | None = None,
+    ):
         self.folder = Path(folder)
+        self.limits = dict(limits or {})
         self.info: dict[str, Any] = layout.read_info(self.folder)
         """`meta/info.json`."""
         self.fps: float = self.info["fps"]
@@ -65,8 +74,18 @@ class Demonstrations:
         return np.array(lengths, dtype=np.int64)
 
     def task(self, episode: int) -> str:
-        """Return the instruction of an episode."""
-        return str(self._table.get(self._number(episode), "tasks")[0])
+        """Return the instruction of an episode.
+
+        Raises:
+            DataError: If it has several: of which frames each is, is not read.
+        """
+        number = self._number(episode)
+        said = [str(text) for text in self._table.get(number, "tasks")]
+        if len(said) > 1:
+            raise DataError(
+                f"episode {number}: {self.folder} gives it the instructions {said}; allowed: one"
+            )
+        return said[0]
 
     def read(
         self, episode: int, keys: Iterable[str] | None = None, frames: Any = None
@@ -110,7 +129,10 @@ class Demonstrations:
                 if feature.dtype == "video":
                     columns[key] = self._video(number, key, times[wanted])
                 else:
-                    columns[key] = _checked(table, key, feature, wanted, path)
+                    column = _checked(table, key, feature, wanted, path)
+                    if key in self.limits:
+                        _refuse_beyond(self.limits[key], column, key, wanted, path)
+                    columns[key] = column
             return columns
         except DataError as error:
             raise DataError(f"episode {number}: {error}") from error
@@ -206,3 +228,15 @@ def _checked(table: Any, key: str, feature: Feature, wanted: np.ndarray, path: P
         seen = f"{key} at frame {wanted[bad]} is {column[bad].tolist()}"
         raise DataError(f"{path}: {seen}; allowed: finite numbers")
     return column
+
+
+def _refuse_beyond(
+    limits: tuple[float, float], column: np.ndarray, key: str, wanted: np.ndarray, path: Path
+) -> None:
+    least, most = limits
+    rows = column.reshape(len(column), -1)
+    beyond = ((rows < least) | (rows > most)).any(1)
+    if beyond.any():
+        bad = int(beyond.argmax())
+        seen = f"{key} at frame {wanted[bad]} is {column[bad].tolist()}"
+        raise DataError(f"{path}: {seen}; allowed: {least:g} to {most:g}")

@@ -16,6 +16,10 @@ from engram.envs.manipulation.tasks import TASKS
 from engram.envs.manipulation.world import PERIOD, World
 from engram.kernels.errors import InvalidValueError
 
+ACTION_LIMITS = (-1.0, 1.0)
+"""Smallest and largest value of each number of an action."""
+RATE = round(1 / PERIOD)
+"""Steps per second."""
 PORTRAIT = 480
 """Side of the pictures that `render` returns [pixels]."""
 
@@ -50,7 +54,7 @@ class ManipulationEnv(gymnasium.Env):
         InvalidValueError: If there is no such task, setting or camera.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / PERIOD)}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array"], "render_fps": RATE}  # noqa: RUF012
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class ManipulationEnv(gymnasium.Env):
         self.world = World(self.task.props)
         self.control = control(self.world)
         self.observation_space = self.senses.space(self.task)
-        self.action_space = spaces.Box(-1, 1, (self.control.size,), dtype=np.float32)
+        self.action_space = spaces.Box(*ACTION_LIMITS, (self.control.size,), dtype=np.float32)
         self.steps = 0
         self.episodes = 0
         """Episodes begun."""

@@ -121,6 +121,7 @@ def own(tmp_path: Path) -> Own:
         camera: str = "top",
         side: int = 64,
         text: str | None = None,
+        fps: int = 10,
     ) -> Path:
         features = {
             f"observation.images.{camera}": Feature("video", (side, side, 3)),
@@ -133,7 +134,7 @@ def own(tmp_path: Path) -> Own:
             "action": np.linspace(-1, largest, 10 * actions, dtype=np.float32).reshape(10, -1),
         }
         said = ManipulationEnv("remember_color").task.instruction
-        with DemonstrationWriter(tmp_path / "own", features=features, fps=10) as writer:
+        with DemonstrationWriter(tmp_path / "own", features=features, fps=fps) as writer:
             writer.add(Episode(frames, text or said))
         return tmp_path / "own"
 
@@ -147,7 +148,8 @@ def own(tmp_path: Path) -> Own:
         ({"camera": "front"}, r"but cameras is \('front',\); allowed: \('top',\)"),
         ({"side": 32}, "but image is 32; allowed: 64"),
         ({"actions": 7}, "but an action has 7 numbers; allowed: 4"),
-        ({"largest": 3.0}, r"but actions reach from -[\d.]+ to 2[\d.]+; allowed: -1 to 1"),
+        ({"largest": 3.0}, r"episode 0: .*action at frame 5 is \[1\.0[\d., ]+\]; allowed: -1 to 1"),
+        ({"fps": 50}, r"has 50 frames per second; allowed: 10"),
         ({"text": "stir the soup"}, "has unknown words: touch"),
     ],
     ids=str,

@@ -19,12 +19,12 @@ def recorded(study: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(study / "demonstrations" / "remember_color", tmp_path / "d"))
 
 
-def spoil(folder: Path, episode: int) -> None:
-    """Write NaN into an action of an episode."""
+def spoil(folder: Path, episode: int, value: float = np.nan) -> None:
+    """Write NaN, or something else, into an action of an episode."""
     (path,) = (folder / "data").rglob("*.parquet")
     table = pq.read_table(path)
     actions = np.stack(table["action"].to_numpy())
-    actions[table["episode_index"].to_numpy() == episode, 0] = np.nan
+    actions[table["episode_index"].to_numpy() == episode, 0] = value
     place, kind = table.schema.get_field_index("action"), table.schema.field("action")
     flat = pa.array(actions.reshape(-1), kind.type.value_type)
     column = pa.FixedSizeListArray.from_arrays(flat, actions.shape[1])
@@ -87,10 +87,11 @@ def test_only_a_given_folder_has_episodes_left_out(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("value", [np.nan, 50.0])
 def test_a_damaged_episode_is_refused_or_left_out(
-    recorded: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+    value: float, recorded: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil(recorded, 1)
+    spoil(recorded, 1, value)
     status, said = outcome(capsys, tiny, recorded)
     assert status == 2 and "episode 1" in said
     status, said = outcome(capsys, tiny, recorded, "demonstrations.skip_damaged=true")

@@ -115,8 +115,9 @@ def test_frames_out_of_order(folder, make):
     assert_lost(folder, [2], "frames out of order", make)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_actions_that_are_no_numbers(folder, make, value):
+def with_action(folder, value):
+    """Change a number of an action of episode 3, in its frame 2."""
+
     def spoil(table):
         actions = np.array(table["action"].to_pylist(), np.float32)
         actions[8, 1] = value  # episode 2 has 6 frames
@@ -124,6 +125,39 @@ def test_actions_that_are_no_numbers(folder, make, value):
         return table.set_column(table.column_names.index("action"), "action", column)
 
     rewrite(folder / DATA, spoil)
+
+
+def test_actions_beyond_the_limits_that_are_given(folder, make):
+    actions = [make(number).frames["action"] for number in range(5)]
+    most = float(max(action.max() for action in actions))
+    limits = {"action": (float(min(action.min() for action in actions)), most)}
+    assert Demonstrations(folder, skip_damaged=True, limits=limits).damage == {}
+    with_action(folder, most + 1)
+    rest = Demonstrations(folder, skip_damaged=True, limits=limits)
+    assert rest.numbers.tolist() == [0, 1, 2, 4]
+    assert "action at frame 2 is [" in rest.damage[3] and rest.damage[3].endswith(f" to {most:g}")
+    with pytest.raises(DataError, match=r"episode 3: .*action at frame 2 is "):
+        Demonstrations(folder, limits=limits).read(3)
+    assert check(folder) == {}  # limits are not the data set's
+
+
+def test_an_episode_of_several_instructions_has_not_the_first_of_them(folder):
+    tasks = ["press the red button", "press the green button"]
+
+    def change(table):
+        place = table.schema.get_field_index("tasks")
+        column = pa.array([tasks, *table["tasks"].to_pylist()[1:]], pa.list_(pa.string()))
+        return table.set_column(place, "tasks", column)
+
+    rewrite(folder / INDEX, change)
+    with pytest.raises(DataError, match=r"episode 2: .* the instructions \[.*\]; allowed: one"):
+        Demonstrations(folder).task(2)
+    assert Demonstrations(folder).task(3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_actions_that_are_no_numbers(folder, make, value):
+    with_action(folder, value)
     assert_lost(folder, [3], "action at frame 2 is [", make)
     assert check(folder)[3].endswith("; allowed: finite numbers")
 
