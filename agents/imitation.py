@@ -179,6 +179,8 @@ class Imitation:
         memory = self.memory
         if not batch.carried:
             memory = self._empty(frames.start.shape[1])
+        # A memory may write into the state that it is given: this one stays if the update fails.
+        memory = states.snapshot(memory)
         remembered, memory = self.policy(frames.sight, memory, frames.start)
         real = frames.real.flatten(0, 1)  # [T B, C]
         chance = real[:, 0] * (1 + self.settings.decision * frames.decision.flatten())

@@ -68,8 +68,8 @@ class ActionExpert(nn.Module):
     The first token is W c + the code of the noise time; actions are embedded, positions learned.
     The blocks attend to the sequence itself (cognition attention) and to the perceptual tokens
     (perception attention); no adaptive norms but those of `modulated`. In training the cognitive
-    token is replaced by a learned one with probability `drop`, for classifier-free guidance:
-    perceptual tokens stay in both branches.
+    token is replaced by a learned one with probability `drop`, for classifier-free guidance, and
+    so is the one among the tokens that modulate: perceptual tokens stay in both branches.
 
     Deviations: perception attention sees W p + U GELU(V [p; c]), every perceptual token in the
     light of the cognitive one (the learned one, where that is hidden), not the tokens alone. The
@@ -152,12 +152,14 @@ class ActionExpert(nn.Module):
             perceptual: The perceptual tokens.
             memory: What modulates the blocks, perceptual and cognitive tokens, where the expert
                 is built for it.
-            hidden: Where the cognitive token is replaced by the learned one, `[n]` bool.
+            hidden: Where cognitive tokens are replaced by the learned one, `[n]` bool.
         """
         if (memory is not None) != self.modulated:
             raise InvalidValueError("memory", type(memory).__name__, f"modulated={self.modulated}")
         if hidden is not None:
             cognitive = torch.where(hidden[:, None, None], self.null, cognitive)
+            if memory is not None:
+                memory = memory[0], torch.where(hidden[:, None, None], self.null, memory[1])
         seen = self.related(perceptual, cognitive)
         modulation: tuple[tuple[Tensor, Tensor], ...] = ()
         if memory is not None:

@@ -18,7 +18,7 @@ from engram.agents.imitation_windows import Windows
 from engram.agents.training import DivergedError
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
-from engram.memory.sequence import Bank, PresentOnly
+from engram.memory.sequence import HCAM, Bank, OverStreams, PresentOnly
 
 Make = Callable[..., Any]
 STILL = 1e-30
@@ -341,7 +341,9 @@ def test_a_checkpoint_of_another_policy_is_refused(
 def test_divergence_is_an_error_that_leaves_everything_as_it_was(
     what: str, cued: Make, cloning: Make
 ) -> None:
-    run = cloning(streaming(cued))
+    chunks = partial(HCAM, heads=2, chunk=2, capacity=8)  # writes into the state it is given
+    over = partial(OverStreams, memory=chunks, width=16)
+    run = cloning(streaming(cued), memory=over)
     losses(run, 2)
     if what == "loss":
         with torch.no_grad():
