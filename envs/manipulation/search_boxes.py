@@ -25,7 +25,8 @@ class SearchBoxes(Task):
 
     What has to be remembered is not drawn but comes about: the hidden part of the observation is
     which boxes have been opened, from right to left. `script` opens them from right to left. The
-    drawn fact is the box with the cube, which nobody is told.
+    drawn fact is the box with the cube, which nobody is told. Whoever lifts any box each time opens
+    none twice with a probability of 0.75, 0.63, 0.55 for 2, 3, 4 boxes: chance.
 
     Args:
         boxes: How many, 2 to 4.

@@ -15,6 +15,7 @@ from engram.memory.sequence import (
     AddFusion,
     AdjacentMerge,
     Bank,
+    GateFusion,
     LeastUsed,
     LogarithmicTime,
     Oldest,
@@ -24,6 +25,7 @@ from engram.memory.sequence import (
     memoryvla,
     memoryvla_plus,
 )
+from engram.memory.sequence.bank_consolidation import earlier_time, mean_time
 
 SHAPES = (3, 8), (1, 4)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -235,6 +237,18 @@ def test_the_presets_differ_as_published() -> None:
     assert [bank.gradient_writes for bank in (first, plus)] == [0, 0]
     widths = [bank.retrieval["cognitive"].time_code.width for bank in (first, plus)]
     assert widths == [32 // 4, 256] and (first.capacity, plus.capacity) == (16, 5)
+    assert [block.read_self for block in (b.retrieval["cognitive"] for b in (first, plus))] == [
+        False,
+        True,
+    ]
+    for bank, time in ((first, earlier_time), (plus, mean_time)):
+        assert isinstance(bank.consolidation, AdjacentMerge)
+        assert bank.consolidation.time is time and not bank.consolidation.counted
+        assert isinstance(bank.retrieval["cognitive"].time_code, AbsoluteTime)
+        gate = bank.retrieval["perceptual"].fusion
+        assert isinstance(gate, GateFusion)
+        x, h = torch.randn(2, 4, 16), torch.randn(2, 4, 16)
+        torch.testing.assert_close(gate(x, h), (x + h) / 2, atol=0.05, rtol=0)  # half open
 
 
 def test_the_cognitive_stream_of_the_paper_has_its_size() -> None:
