@@ -185,16 +185,18 @@ def build_world(tree: dict[str, Any], **settings: Any) -> ManipulationEnv:
         settings: Further ones of `ManipulationEnv`.
     """
     return ManipulationEnv(
-        tree["task"]["name"], **_senses(tree), **settings, **tree["task"]["settings"]
+        tree["task"]["name"], **_body(tree), **settings, **tree["task"]["settings"]
     )
 
 
-def _senses(tree: dict[str, Any]) -> dict[str, Any]:
+def _body(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return what a robot sees, and what its actions mean."""
     sight = tree["demonstrations"]
     return {
         "cameras": () if sight["objects"] else tuple(sight["cameras"]),
         "size": sight["image"],
         "objects": sight["objects"],
+        "control": instantiate_plainly(sight["control"]),
     }
 
 
@@ -217,6 +219,6 @@ def build_worlds(
         task=task["name"],
         settings=settings,
         oracle=tree["policy"]["told"],
-        **_senses(tree),
+        **_body(tree),
     )
     return worlds, make_task(task["name"], **settings).instruction

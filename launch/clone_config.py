@@ -27,7 +27,7 @@ from engram.launch.variants import (
 )
 
 RUN = "clone"
-GROUPS = ("task", "streams", "vision", "denoising", "batches", "size", "study")
+GROUPS = ("task", "control", "streams", "vision", "denoising", "batches", "size", "study")
 LISTS = {"task": "tasks", "memory": "memories"}
 """Keys that may name several, and where a study lists them."""
 

@@ -10,6 +10,7 @@ from engram.kernels.errors import DataError, InvalidValueError
 from engram.launch.clone_build import Lesson, build_vla, prompts_of
 from engram.launch.files import read_json, write_json
 from engram.launch.folder import CHECKPOINT, read_config
+from engram.launch.variants import BEFORE, CONTROL
 from engram.policies.language import Language, Vocabulary
 from engram.policies.perception import SightSize
 from engram.policies.vla import VLA
@@ -49,7 +50,9 @@ def read_tree(folder: Path) -> dict[str, Any]:
     for name in ("task", "demonstrations", "streams", "policy", "imitation", "evaluation"):
         if not isinstance(tree.get(name), dict):
             raise DataError(f"{folder / 'config.json'} is damaged: it has no settings of {name}")
-    tree["policy"].setdefault("looks", 0)  # of clones made before there were any
+    # Of clones made before there was a choice:
+    tree["policy"].setdefault("looks", 0)
+    tree["demonstrations"].setdefault(CONTROL, {"_target_": BEFORE, "_partial_": True})
     return tree
 
 

@@ -24,7 +24,7 @@ from engram.launch.clone_build import build_world
 from engram.launch.clone_config import compose_clone
 from engram.launch.config import UsageError
 from engram.launch.files import read_json, write_json
-from engram.launch.variants import OF_READING, RECORDED_FORMAT, recorded_with
+from engram.launch.variants import BEFORE, CONTROL, OF_READING, RECORDED_FORMAT, recorded_with
 
 ROBOT = "engram_arm"
 BATCH = 16
@@ -32,7 +32,7 @@ BATCH = 16
 RECORDING = "recording.json"
 """What a folder's demonstrations were recorded with."""
 
-KEYS = "task, task.settings…, demonstrations…, study, out, workers"
+KEYS = "task, task.settings…, control, demonstrations…, study, out, workers"
 
 
 class RecorderKilledError(EngramError):
@@ -55,7 +55,10 @@ def demos(arguments: list[str], console: Console) -> int:
     for argument in arguments:
         key = argument.partition("=")[0].lstrip("+")
         group, _, name = key.partition(".")
-        if key not in ("out", "workers", "study") and group not in ("task", "demonstrations"):
+        if key not in ("out", "workers", "study", "control") and group not in (
+            "task",
+            "demonstrations",
+        ):
             raise UsageError(f"{key} decides nothing of a recording; allowed: {KEYS}")
         if group == "demonstrations" and name in OF_READING and name != "episodes":
             raise UsageError(f"{key} is where to read from; allowed: out=FOLDER")
@@ -144,7 +147,7 @@ def read_recording(folder: Path) -> dict[str, Any]:
     if (seen := theirs.get("format")) != RECORDED_FORMAT:
         seen = "of an earlier version" if seen is None else f"of format {seen!r}"
         raise DataError(f"{path} is {seen}; allowed: format {RECORDED_FORMAT}, recorded again")
-    return theirs
+    return {CONTROL: BEFORE, **theirs}
 
 
 def differing(folder: Path, key: str, mine: Any, theirs: Any) -> UsageError:

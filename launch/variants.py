@@ -12,6 +12,10 @@ VARIANTS = "variants"
 """Where a study lists them: names of lists of arguments."""
 OF_READING = "folder", "episodes", "skip_damaged"
 """Keys of demonstrations that decide which are read, not how one was recorded."""
+CONTROL = "control"
+"""Key of demonstrations: what actions mean."""
+BEFORE = "engram.envs.manipulation.EndEffectorControl"
+"""What they meant in recordings that do not say it: there was nothing else."""
 RECORDED_FORMAT = 2
 """Of what tasks show, when, and of the columns that say so; the first one was not written down."""
 SHARED = (
@@ -73,6 +77,7 @@ def named_in_errors(name: str) -> Iterator[None]:
 def recorded_with(tree: dict[str, Any]) -> dict[str, Any]:
     """Return, by dotted keys, what decides a recording; how long it is does not."""
     wanted = {k: v for k, v in tree["demonstrations"].items() if k not in OF_READING}
+    wanted[CONTROL] = wanted[CONTROL]["_target_"]
     return flat({"task": {k: tree["task"][k] for k in ("name", "settings")}, **wanted}) | {
         "format": RECORDED_FORMAT
     }

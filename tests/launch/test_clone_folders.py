@@ -9,7 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from engram.agents.demonstrations import Demonstrations
-from engram.launch.files import read_json
+from engram.envs.manipulation import EndEffectorControl
+from engram.launch.clone_build import build_world
+from engram.launch.clone_saved import read_tree
+from engram.launch.demos import RECORDING
+from engram.launch.files import read_json, write_json
 from engram.launch.main import main
 
 
@@ -75,6 +79,40 @@ def test_how_it_was_recorded_is_noted(
     noted = config["tree"]["demonstrations"]
     assert (noted["noise"], noted["stray"], noted["seed"]) == (0.05, 0.06, 7)
     assert outcome(capsys, tiny, folder, "resume=true")[0] == 0
+
+
+@pytest.mark.slow
+def test_an_arm_may_be_turned_joint_by_joint(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = [a for a in tiny if a.startswith(("task.settings", "demonstrations"))]
+    folder = tmp_path / "d"
+    assert main(["demos", *recording, "control=joint", f"out={folder}"]) == 0
+    assert Demonstrations(folder).read(0, ["action"])["action"].shape[1] == 6
+    status, said = outcome(capsys, tiny, folder)
+    assert status == 2 and "control is 'engram.envs.manipulation.EndEffectorControl'; al" in said
+    status, said = outcome(capsys, tiny, folder, "control=joint")
+    assert status == 0, said
+    run = folder / "o" / "remember_color" / "none" / "seed0"
+    assert main(["eval", f"out={run}", "episodes=1", "gaps=[1]"]) == 0
+    assert main(["film", f"run={run}", f"out={tmp_path / 'film.gif'}"]) == 0
+
+
+@pytest.mark.slow
+def test_recordings_and_runs_from_before_there_was_a_choice_moved_the_gripper(
+    study: Path, recorded: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = read_json(recorded / RECORDING)
+    assert note.pop("control") == "engram.envs.manipulation.EndEffectorControl"
+    write_json(recorded / RECORDING, note)
+    status, said = outcome(capsys, tiny, recorded)
+    assert status == 0, said
+    run = Path(shutil.copytree(study / "remember_color" / "gru" / "seed0", recorded / "run"))
+    config = read_json(run / "config.json")
+    del config["tree"]["demonstrations"]["control"], config["tree"]["policy"]["looks"]
+    write_json(run / "config.json", config)
+    tree = read_tree(run)
+    assert isinstance(build_world(tree).control, EndEffectorControl) and not tree["policy"]["looks"]
 
 
 @pytest.mark.slow
