@@ -32,6 +32,8 @@ BATCH = 16
 RECORDING = "recording.json"
 """What a folder's demonstrations were recorded with."""
 
+OTHERS = "out", "workers", "study", "control"
+"""Keys of a recording that are neither the task's nor the demonstrations'."""
 KEYS = "task, task.settings…, control, demonstrations…, study, out, workers"
 
 
@@ -55,10 +57,7 @@ def demos(arguments: list[str], console: Console) -> int:
     for argument in arguments:
         key = argument.partition("=")[0].lstrip("+")
         group, _, name = key.partition(".")
-        if key not in ("out", "workers", "study", "control") and group not in (
-            "task",
-            "demonstrations",
-        ):
+        if key not in OTHERS and group not in ("task", "demonstrations"):
             raise UsageError(f"{key} decides nothing of a recording; allowed: {KEYS}")
         if group == "demonstrations" and name in OF_READING and name != "episodes":
             raise UsageError(f"{key} is where to read from; allowed: out=FOLDER")
