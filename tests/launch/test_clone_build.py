@@ -1,5 +1,6 @@
 """What `engram clone` builds is what its configuration and the demonstrations say."""
 
+from math import isfinite
 from typing import Any
 
 import pytest
@@ -99,3 +100,14 @@ def test_a_torch_that_cannot_tell_computes_in_float32(monkeypatch: pytest.Monkey
 def test_a_precision_that_does_not_exist_is_named() -> None:
     with pytest.raises(EngramError, match="bfloat16 is 'half'; allowed: auto, true, false"):
         compose_clone(["imitation.bfloat16=half"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory", ["gru", "bank", "hcam"])
+def test_a_run_learns_on_a_gpu(memory: str) -> None:
+    tree = composed(f"memory={memory}", "batches.rows=2", "batches.steps=6", "imitation.moments=4")
+    device = torch.device("cuda")
+    run = build_imitation(tree, lesson(marked=True), device=device, seed=0)
+    reports = [run.iterate() for _ in range(3)]
+    assert run.updates == 3 and all(isfinite(report["action"]) for report in reports)
+    assert all(parameter.is_cuda for parameter in run.policy.parameters())
