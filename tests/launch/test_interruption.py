@@ -39,8 +39,7 @@ def lines(path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
 def test_a_signal_saves_and_exits_with_0(
     tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
@@ -73,8 +72,8 @@ def test_ctrl_c_reaches_no_environment_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_runs_side_by_side_may_have_environments_with_processes(tmp_path: Path) -> None:
     process = start(
-        tmp_path, "train", *ASYNC, "memory=none", "seeds=2", "workers=2", "budget=64",
-        f"out={tmp_path / 'b'}",
+        tmp_path, "train", *ASYNC, "num_envs=1", "evaluation.num_envs=1", "memory=none",
+        "seeds=2", "workers=2", "budget=64", f"out={tmp_path / 'b'}",
     )  # fmt: skip
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
