@@ -163,21 +163,19 @@ def test_guidance_goes_beyond_what_the_blind_branch_says(
             asked.append((noise, predict(noise, 5)))
             return noise
 
-    policy = small_vla(
-        sight_size(), guidance=1.5, denoising=Once(), expert={"modulated": modulated}
-    )
+    expert = {"modulated": modulated}
+    policy = small_vla(sight_size(), guidance=1.5, denoising=Once(), expert=expert)
     known = moments(policy, 4)
     policy.draw(known, torch.Generator().manual_seed(0))
     ((noise, guided),) = asked
     fused = policy.look(known.fused)
     shown = known.present if modulated else fused
     blind = policy.expert.null.expand(4, 1, -1)
-    time = policy.expert.time_code(noise.new_full((1,), 0.5))
-    branches = []
+    code, branches = policy.expert.time_code(noise.new_full((1,), 0.5)), []
     for cognitive, recalled in ((shown.cognitive, fused.cognitive), (blind, blind)):
         memory = (fused.perceptual, recalled) if modulated else None
         condition = policy.expert.condition(cognitive, shown.perceptual, memory)
-        branches.append(policy.expert(noise, time, condition))
+        branches.append(policy.expert(noise, code, condition))
     told, untold = branches
     torch.testing.assert_close(guided, untold + 1.5 * (told - untold))
     assert not torch.allclose(told, untold, atol=1e-5)
