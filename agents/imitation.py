@@ -176,11 +176,10 @@ class Imitation:
 
     def _losses(self, batch: Batch, frames: Frames) -> tuple[dict[str, Tensor], Any]:
         """Return the losses of a batch, and the memory after it."""
-        memory = self.memory
-        if not batch.carried:
-            memory = self._empty(frames.start.shape[1])
-        # A memory may write into the state that it is given: this one stays if the update fails.
-        memory = states.snapshot(memory)
+        # A memory may write into the state that it is given: that of the run stays if this fails.
+        memory = (
+            states.snapshot(self.memory) if batch.carried else self._empty(frames.start.shape[1])
+        )
         remembered, memory = self.policy(frames.sight, memory, frames.start)
         real = frames.real.flatten(0, 1)  # [T B, C]
         chance = real[:, 0] * (1 + self.settings.decision * frames.decision.flatten())

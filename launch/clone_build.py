@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from engram.agents.demonstrations import Demonstrations
+from engram.agents.demonstrations.layout import read_info
 from engram.agents.imitation import Imitation
 from engram.agents.imitation_batches import Batches
 from engram.agents.imitation_frames import Demonstration
@@ -46,13 +47,11 @@ def open_demonstrations(folder: Path, *, skip_damaged: bool) -> Demonstrations:
     """Open demonstrations of a simulated task.
 
     Raises:
-        DataError: If they are damaged and damaged ones are not left out, or of another frame rate.
+        DataError: If their index is damaged, or they are of another frame rate.
     """
-    source = Demonstrations(folder, skip_damaged=skip_damaged, limits={"action": ACTION_LIMITS})
-    if source.fps != RATE:
-        source.close()
-        raise DataError(f"{folder} has {source.fps:g} frames per second; allowed: {RATE}")
-    return source
+    if (fps := read_info(folder)["fps"]) != RATE:  # before all that may be damaged is read
+        raise DataError(f"{folder} has {fps:g} frames per second; allowed: {RATE}")
+    return Demonstrations(folder, skip_damaged=skip_damaged, limits={"action": ACTION_LIMITS})
 
 
 def read_lesson(tree: dict[str, Any], folder: Path) -> Lesson:

@@ -109,6 +109,14 @@ def not_finite(column: np.ndarray) -> int | None:
     return None if finite.all() else int(finite.argmin())
 
 
+def beyond(column: np.ndarray, least: float, most: float) -> int | None:
+    """Return the first frame of a column of numbers that holds one outside limits."""
+    if column.dtype.kind not in "biuf":
+        return None
+    within = ((column >= least) & (column <= most)).all(axis=tuple(range(1, column.ndim)))
+    return None if within.all() else int(within.argmin())
+
+
 def to_json(features: Mapping[str, Feature]) -> dict[str, Any]:
     """Return the features as `info.json` holds them."""
     return {

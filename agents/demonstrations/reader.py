@@ -10,7 +10,14 @@ from jaxtyping import Float, Int
 from engram.agents.demonstrations import layout, video
 from engram.agents.demonstrations.columns import from_arrow
 from engram.agents.demonstrations.episodes import EpisodeTable
-from engram.agents.demonstrations.feature import INDEX, Feature, from_json, image_size, not_finite
+from engram.agents.demonstrations.feature import (
+    INDEX,
+    Feature,
+    beyond,
+    from_json,
+    image_size,
+    not_finite,
+)
 from engram.agents.demonstrations.frames import FrameFile, OpenFiles
 from engram.kernels.errors import DataError, InvalidValueError
 
@@ -129,10 +136,8 @@ class Demonstrations:
                 if feature.dtype == "video":
                     columns[key] = self._video(number, key, times[wanted])
                 else:
-                    column = _checked(table, key, feature, wanted, path)
-                    if key in self.limits:
-                        _refuse_beyond(self.limits[key], column, key, wanted, path)
-                    columns[key] = column
+                    limits = self.limits.get(key)
+                    columns[key] = _checked(table, key, feature, wanted, path, limits)
             return columns
         except DataError as error:
             raise DataError(f"episode {number}: {error}") from error
@@ -217,26 +222,24 @@ def _frames(frames: Any, length: int) -> Int[np.ndarray, " T"]:
     return wanted.astype(np.int64)
 
 
-def _checked(table: Any, key: str, feature: Feature, wanted: np.ndarray, path: Path) -> np.ndarray:
+def _checked(
+    table: Any,
+    key: str,
+    feature: Feature,
+    wanted: np.ndarray,
+    path: Path,
+    limits: tuple[float, float] | None,
+) -> np.ndarray:
     if key not in table.column_names:
         raise DataError(f"{path} lacks the column {key}")
     try:
         column = from_arrow(table[key], feature, len(wanted))
     except DataError as error:
         raise DataError(f"{path}: {key}: {error}") from error
-    if (bad := not_finite(column)) is not None:
+    bad, allowed = not_finite(column), "finite numbers"
+    if bad is None and limits is not None:
+        bad, allowed = beyond(column, *limits), f"{limits[0]:g} to {limits[1]:g}"
+    if bad is not None:
         seen = f"{key} at frame {wanted[bad]} is {column[bad].tolist()}"
-        raise DataError(f"{path}: {seen}; allowed: finite numbers")
+        raise DataError(f"{path}: {seen}; allowed: {allowed}")
     return column
-
-
-def _refuse_beyond(
-    limits: tuple[float, float], column: np.ndarray, key: str, wanted: np.ndarray, path: Path
-) -> None:
-    least, most = limits
-    rows = column.reshape(len(column), -1)
-    beyond = ((rows < least) | (rows > most)).any(1)
-    if beyond.any():
-        bad = int(beyond.argmax())
-        seen = f"{key} at frame {wanted[bad]} is {column[bad].tolist()}"
-        raise DataError(f"{path}: {seen}; allowed: {least:g} to {most:g}")

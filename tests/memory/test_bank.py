@@ -237,10 +237,7 @@ def test_the_presets_differ_as_published() -> None:
     assert [bank.gradient_writes for bank in (first, plus)] == [0, 0]
     widths = [bank.retrieval["cognitive"].time_code.width for bank in (first, plus)]
     assert widths == [32 // 4, 256] and (first.capacity, plus.capacity) == (16, 5)
-    assert [block.read_self for block in (b.retrieval["cognitive"] for b in (first, plus))] == [
-        False,
-        True,
-    ]
+    assert [bank.retrieval["cognitive"].read_self for bank in (first, plus)] == [False, True]
     for bank, time in ((first, earlier_time), (plus, mean_time)):
         assert isinstance(bank.consolidation, AdjacentMerge)
         assert bank.consolidation.time is time and not bank.consolidation.counted

@@ -78,7 +78,7 @@ def test_every_parameter_gets_a_gradient_at_the_first_step(
     policy.loss(flat, torch.rand(6 * B, 4, 3) - 0.5).mean().backward()
     for parameter_name, parameter in policy.named_parameters():
         assert parameter.grad is not None, parameter_name
-        assert parameter.grad.abs().max() > 1e-10, parameter_name
+        assert parameter.grad.abs().max() > (1e-10 if modulated else 1e-9), parameter_name
         # Adam divides by its ε of 1e-6 at least: what is far below learns nothing.
         if not modulated and "time_code" not in parameter_name:
             assert parameter.grad.abs().max() > 1e-7, parameter_name

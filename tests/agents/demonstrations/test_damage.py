@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engram.agents.demonstrations import Demonstrations, check
+from engram.agents.demonstrations.feature import beyond
 from engram.kernels.errors import DataError
 
 CAMERA = "observation.images.top"
@@ -139,6 +140,11 @@ def test_actions_beyond_the_limits_that_are_given(folder, make):
     with pytest.raises(DataError, match=r"episode 3: .*action at frame 2 is "):
         Demonstrations(folder, limits=limits).read(3)
     assert check(folder) == {}  # limits are not the data set's
+
+
+def test_limits_of_a_column_that_holds_no_numbers_say_nothing():
+    assert beyond(np.array([["left"], ["right"]]), -1.0, 1.0) is None
+    assert beyond(np.array([[0], [2], [3]]), -1.0, 1.0) == 1
 
 
 def test_an_episode_of_several_instructions_has_not_the_first_of_them(folder):
