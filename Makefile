@@ -8,6 +8,7 @@
 #   make wheel   build the wheel and import it in an environment of its own
 #   make bench   print the benchmark tables
 #   make lerobot the LeRobot plug-in's tests, in an environment of their own
+#   make vla     the tests of pretrained image encoders and vision-language models, likewise
 #   make clean   remove what the other targets made
 
 PYTHON ?= python3.11
@@ -23,7 +24,7 @@ export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check lint wheel bench lerobot clean
+.PHONY: help install demo test slow check lint wheel bench lerobot vla clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -88,6 +89,20 @@ $(LEROBOT)/.installed: $(PLUGIN)/requirements.txt $(PLUGIN)/pyproject.toml pypro
 lerobot: $(LEROBOT)/.installed
 	cd $(PLUGIN) && OMP_NUM_THREADS=1 ../../$(LEROBOT)/bin/python -m pytest -n logical --maxprocesses 4
 
+PRETRAINED := .venv.vla
+
+# Without these packages the suite shows what is said where they are missing.
+$(PRETRAINED)/.installed: pyproject.toml constraints.txt
+	@rm -rf $(PRETRAINED)
+	@$(PYTHON) -m venv $(PRETRAINED)
+	@$(PRETRAINED)/bin/python -m pip install -qq \
+		--editable ".[demonstrations,dev,manipulation,vla]" --constraint constraints.txt
+	@touch $@
+
+vla: $(PRETRAINED)/.installed
+	$(PRETRAINED)/bin/python -m pytest -m "" -n logical --maxprocesses 4 tests/policies/test_pretrained_*.py \
+		tests/launch/test_clone_pretrained.py tests/configs/test_clone_configs.py
+
 clean:
-	rm -rf $(VENV) $(LEROBOT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LEROBOT) $(PRETRAINED) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

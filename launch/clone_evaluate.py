@@ -73,6 +73,8 @@ class Asked(NamedTuple):
     seed: int
     """1 or more; another one, other episodes."""
     device: torch.device
+    model: str | None
+    """Folder of the pretrained model that the policies see with, if it is not where it was."""
 
 
 def evaluate_clones(runs: list[Path], asked: Asked, out: Path, console: Console) -> int:
@@ -85,13 +87,14 @@ def evaluate_clones(runs: list[Path], asked: Asked, out: Path, console: Console)
         console: Where the table goes.
 
     Raises:
-        UsageError: If a task cannot have a gap, or runs side by side differ by more than seeds.
-        DataError: If a run is damaged.
+        UsageError: If a task cannot have a gap, if runs side by side differ by more than seeds, or
+            if a model is named that a policy does not have.
+        DataError: If a run is damaged, or the model is another than it learnt with.
     """
     groups: dict[Path, list[Path]] = {}
     for run in runs:
         groups.setdefault(run.parent, []).append(run)
-    trees = {folder: _common(folder, seeds) for folder, seeds in groups.items()}
+    trees = {folder: _common(folder, seeds, asked.model) for folder, seeds in groups.items()}
     for tree in trees.values():
         if asked.gaps is not None:
             try:
@@ -114,9 +117,9 @@ def evaluate_clones(runs: list[Path], asked: Asked, out: Path, console: Console)
     return 0
 
 
-def _common(folder: Path, runs: list[Path]) -> dict[str, Any]:
+def _common(folder: Path, runs: list[Path], model: str | None) -> dict[str, Any]:
     """Return the configuration of runs that differ by their seeds."""
-    trees = [read_tree(run) for run in runs]
+    trees = [read_tree(run, model) for run in runs]
     if any(binding(tree) != binding(trees[0]) for tree in trees):
         raise UsageError(
             f"out: the runs in {folder} have different settings; "
@@ -136,7 +139,7 @@ def _named(folder: Path, runs: list[Path], tree: dict[str, Any]) -> tuple[str, s
 def _measured(runs: list[Path], tree: dict[str, Any], asked: Asked) -> Iterator[dict[str, Any]]:
     """Yield what the runs show, as `evaluation.json` says it."""
     for run in runs:
-        cloned, _ = load_clone(run, asked.device)
+        cloned, _ = load_clone(run, asked.device, asked.model)
         measured = evaluate_gaps(
             cloned,
             tree,

@@ -8,6 +8,7 @@ import torch
 from engram.agents import checkpoint
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.launch.clone_build import Lesson, build_vla, prompts_of
+from engram.launch.config import UsageError
 from engram.launch.files import read_json, write_json
 from engram.launch.folder import CHECKPOINT, read_config
 from engram.launch.variants import BEFORE, CONTROL
@@ -18,6 +19,8 @@ from engram.policies.vla import VLA
 SIGHT = "sight.json"
 """What the policy of a run sees, and the words it knows, if no model knows its own."""
 FORMAT = 1
+MODEL = "policy.vision.path"
+"""Key of the folder that a pretrained model is read from, which may have moved."""
 
 
 class Cloned(NamedTuple):
@@ -40,11 +43,16 @@ def write_sight(folder: Path, lesson: Lesson) -> None:
     write_json(folder / SIGHT, facts)
 
 
-def read_tree(folder: Path) -> dict[str, Any]:
+def read_tree(folder: Path, model: str | None = None) -> dict[str, Any]:
     """Return the configuration of a run.
+
+    Args:
+        folder: Of the run.
+        model: Where the pretrained model is that its policy sees with, if it is not where it was.
 
     Raises:
         DataError: If the folder holds none, or a part of it is missing.
+        UsageError: If a model is named, and the policy sees with none.
     """
     tree = read_config(folder)["tree"]
     for name in ("task", "demonstrations", "streams", "policy", "imitation", "evaluation"):
@@ -53,16 +61,30 @@ def read_tree(folder: Path) -> dict[str, Any]:
     # Of clones made before there was a choice:
     tree["policy"].setdefault("looks", 0)
     tree["demonstrations"].setdefault(CONTROL, {"_target_": BEFORE, "_partial_": True})
+    if model is not None:
+        vision = tree["policy"].get("vision")
+        if not isinstance(vision, dict) or "path" not in vision:
+            seen = f"the policy in {folder} sees with no pretrained model"
+            raise UsageError(f"{MODEL} is {model!r}, but {seen}; allowed: other keys")
+        vision["path"] = model
     return tree
 
 
-def load_clone(folder: Path, device: torch.device) -> tuple[Cloned, dict[str, Any]]:
+def load_clone(
+    folder: Path, device: torch.device, model: str | None = None
+) -> tuple[Cloned, dict[str, Any]]:
     """Rebuild the policy that a run's evaluation used; return it and the configuration.
 
+    Args:
+        folder: Of the run.
+        device: Where to.
+        model: As for `read_tree`. What is in its folder must be what the policy learnt with.
+
     Raises:
-        DataError: If the folder holds no such run, or a damaged one.
+        DataError: If the folder holds no such run, or a damaged one, or if the model is another.
+        UsageError: If a model is named, and the policy sees with none.
     """
-    tree = read_tree(folder)
+    tree = read_tree(folder, model)
     facts = read_json(folder / SIGHT)
     try:
         if facts["format"] != FORMAT:

@@ -7,16 +7,16 @@ from rich.console import Console
 
 from engram.launch.build import EVALUATION_SEED, build_stream
 from engram.launch.clone_evaluate import Asked, evaluate_clones
-from engram.launch.clone_saved import SIGHT
+from engram.launch.clone_saved import MODEL, SIGHT
 from engram.launch.compare import show
 from engram.launch.config import UsageError, parse_device, unknown
 from engram.launch.evaluation import evaluate, interval
 from engram.launch.folder import CHECKPOINT, binding
 from engram.launch.run import load_policy
 
-KEYS = ("out", "episodes", "greedy", "gaps", "seed", "device")
-OF_CLONES, OF_AGENTS = "gaps", "greedy"
+OF_CLONES, OF_AGENTS = ("gaps", MODEL), ("greedy",)
 """Keys that only runs of `engram clone` have, and only others."""
+KEYS = ("out", "episodes", "seed", "device", *OF_CLONES, *OF_AGENTS)
 
 
 def evaluate_runs(arguments: list[str], console: Console) -> int:
@@ -24,8 +24,8 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
 
     Args:
         arguments: `out=<folder>`, and optionally `episodes`, `greedy`, `seed` (added to that of
-            every run; another one, other episodes), `device`, and `gaps=[5,60]` of runs of
-            `engram clone`.
+            every run; another one, other episodes), `device`, and of runs of `engram clone`
+            `gaps=[5,60]` and `policy.vision.path`, of a pretrained model that was moved.
         console: Where the table goes.
     """
     given = _parse(arguments)
@@ -42,13 +42,15 @@ def evaluate_runs(arguments: list[str], console: Console) -> int:
     clones = [run for run in runs if (run / SIGHT).exists()]
     if clones and len(clones) < len(runs):
         raise UsageError(f"out: {out} holds runs of train and of clone; allowed: one of them")
-    if (other := OF_AGENTS if clones else OF_CLONES) in given:
-        kind = "clone" if clones else "train"
-        raise UsageError(f"{other} means nothing to runs of {kind}; allowed: other keys")
+    for key in OF_AGENTS if clones else OF_CLONES:
+        if key in given:
+            kind = "clone" if clones else "train"
+            raise UsageError(f"{key} means nothing to runs of {kind}; allowed: other keys")
     if clones:
         episodes = _number("episodes", given["episodes"]) if "episodes" in given else None
         gaps = _numbers(given["gaps"]) if "gaps" in given else None
-        return evaluate_clones(clones, Asked(gaps, episodes, shift, device), out, console)
+        asked = Asked(gaps, episodes, shift, device, given.get(MODEL))
+        return evaluate_clones(clones, asked, out, console)
     groups: dict[Path, list[list[Any]]] = {}
     trees: dict[Path, dict[str, Any]] = {}
     for run in runs:

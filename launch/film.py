@@ -16,7 +16,7 @@ from engram.kernels.errors import InvalidValueError, MissingPackageError
 from engram.kernels.files.whole import whole_file
 from engram.launch.clone_build import build_world
 from engram.launch.clone_config import compose_clone
-from engram.launch.clone_saved import load_clone
+from engram.launch.clone_saved import MODEL, load_clone
 from engram.launch.config import UsageError
 
 Act = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -27,7 +27,8 @@ def film(arguments: list[str], console: Console) -> int:
 
     Args:
         arguments: `out=FILE.mp4` or `.gif`; `run=FOLDER` of a run of `engram clone`, or
-            `task=NAME` for the scripted policy; `seed=N`; keys of `engram clone`.
+            `task=NAME` for the scripted policy; `seed=N`; keys of `engram clone`. With a run,
+            `policy.vision.path` is where the pretrained model is now that its policy sees with.
         console: Where the result is told.
 
     Returns:
@@ -50,9 +51,13 @@ def film(arguments: list[str], console: Console) -> int:
         raise InvalidValueError("seed", own["seed"], "a whole number, 0 or more")
     seed = int(own["seed"])
     if own["run"]:
-        if rest:
-            raise UsageError(f"{rest[0]!r} is a key of the run already; allowed: run, out, seed")
-        env, act = _cloned(Path(own["run"]), seed)
+        moved = [a for a in rest if a.startswith(f"{MODEL}=")]
+        if more := [a for a in rest if a not in moved]:
+            raise UsageError(
+                f"{more[0]!r} is a key of the run already; allowed: run, out, seed, {MODEL}"
+            )
+        model = moved[-1].partition("=")[2] if moved else None
+        env, act = _cloned(Path(own["run"]), seed, model)
     else:
         settings = compose_clone(rest)
         if len(settings.tasks) > 1:
@@ -113,9 +118,9 @@ def _world(tree: dict[str, Any]) -> ManipulationEnv:
     return build_world(tree, oracle=tree["policy"]["told"], render_mode="rgb_array")
 
 
-def _cloned(folder: Path, seed: int) -> tuple[ManipulationEnv, Act]:
+def _cloned(folder: Path, seed: int, model: str | None) -> tuple[ManipulationEnv, Act]:
     """Return the world of a run, and its policy."""
-    cloned, tree = load_clone(folder, torch.device("cpu"))
+    cloned, tree = load_clone(folder, torch.device("cpu"), model)
     policy = cloned.policy
     env = _world(tree)
     state, start = policy.initial_state(1), torch.ones(1, dtype=torch.bool)
