@@ -7,6 +7,7 @@ from lerobot_policy_engram.configuration_engram_diffusion import EngramDiffusion
 from lerobot_policy_engram.configuration_engram_smolvla import EngramSmolVLAConfig
 from lerobot_policy_engram.configuration_engram_vla import EngramVLAConfig
 from lerobot_policy_engram.memory_config import MemoryConfig
+from lerobot_policy_engram.vision_config import VisionConfig
 
 __all__ = [
     "EngramACTConfig",
@@ -15,6 +16,7 @@ __all__ = [
     "EngramVLAConfig",
     "EpisodeChunkSampler",
     "MemoryConfig",
+    "VisionConfig",
     "attach_memory",
     "attach_to_checkpoint",
     "chunk_starts",

@@ -11,6 +11,7 @@ from lerobot.utils.constants import OBS_STATE
 
 from engram.kernels.errors import InvalidValueError
 from lerobot_policy_engram.memory_config import MemoryConfig
+from lerobot_policy_engram.vision_config import VisionConfig
 
 
 @PreTrainedConfig.register_subclass("engram_vla")
@@ -19,6 +20,7 @@ class EngramVLAConfig(PreTrainedConfig):
     """Settings of a policy with a memory between perception and actions."""
 
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
     moments: int = 4
     """Frames at the end of a window whose actions are learnt. Those before only fill the memory,
     which a window finds empty wherever in the episode it begins."""

@@ -22,6 +22,7 @@ from engram.policies.vla import VLA, ActingState, Remembered
 from lerobot_policy_engram.configuration_engram_vla import EngramVLAConfig
 from lerobot_policy_engram.frames import window_starts
 from lerobot_policy_engram.named_memory import make_stream_memory
+from lerobot_policy_engram.named_vision import make_vision
 from lerobot_policy_engram.whole_checkpoint import load_whole
 
 
@@ -221,7 +222,10 @@ def _build(config: EngramVLAConfig, words: int) -> VLA:
         oracle=0,
     )
     perception = Perception(
-        sizes, perceptual=config.perceptual_width, cognitive=config.cognitive_width
+        sizes,
+        vision=make_vision(config.vision),
+        perceptual=config.perceptual_width,
+        cognitive=config.cognitive_width,
     )
     assert config.action_feature is not None
     one = torch.ones(config.action_feature.shape[0])

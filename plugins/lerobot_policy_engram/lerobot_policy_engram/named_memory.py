@@ -1,22 +1,20 @@
 """Memories by name: engram's presets, the published banks, or any class."""
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from importlib import resources
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from engram.kernels.errors import InvalidValueError, one_line
+from engram.kernels.errors import InvalidValueError
 from engram.memory.sequence import SequenceMemory
 from engram.memory.sequence.bank_presets import memoryvla, memoryvla_plus
 from engram.memory.sequence.over_streams import OverStreams
 from engram.memory.sequence.over_vectors import OverVectors
 from lerobot_policy_engram.memory_config import MemoryConfig
+from lerobot_policy_engram.presets import built, built_from, presets, read_preset, refuse_targets
+
+KEY = "policy.memory"
+"""Of the settings, in errors."""
 
 BANKS: dict[str, Callable[..., SequenceMemory[Any]]] = {
     "memoryvla": memoryvla,
@@ -43,7 +41,7 @@ def make_memory(config: MemoryConfig) -> SequenceMemory[Any]:
     Raises:
         InvalidValueError: If there is no such memory, or it does not take these settings.
     """
-    _refuse_targets(config.settings)
+    refuse_targets(KEY, config.settings)
     if config.name in BANKS:
         return OverVectors(config.width, memory=_bank(config))
     if "." in config.name:
@@ -65,7 +63,7 @@ def make_stream_memory(
     Raises:
         InvalidValueError: If there is no such memory, or it does not take these settings.
     """
-    _refuse_targets(config.settings)
+    refuse_targets(KEY, config.settings)
     sizes = {"perceptual": perceptual, "cognitive": cognitive}
     if config.name in BANKS:
         return _built(config, partial(_bank(config), **sizes))
@@ -74,29 +72,14 @@ def make_stream_memory(
     return _built(config, partial(_preset(config, "streams"), **sizes))
 
 
-def presets(folder: str) -> list[str]:
-    """Names of the files in a folder of engram's configuration."""
-    files = (resources.files("engram.configs") / folder).iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-
-
 def _preset(config: MemoryConfig, folder: str) -> Callable[..., Any]:
     if config.name not in presets(folder):
         allowed = [*presets(folder), *BANKS, "the dotted path of a SequenceMemory"]
-        raise InvalidValueError("policy.memory.name", config.name, allowed)
-    tree = _tree(folder, config.name)
+        raise InvalidValueError(f"{KEY}.name", config.name, allowed)
+    tree = read_preset(folder, config.name)
     if folder == "streams" and "width" in tree:
         tree.width = config.width
-    OmegaConf.set_struct(tree, True)  # a key that the file lacks is refused
-    return _built(config, lambda: instantiate(OmegaConf.merge(tree, config.settings)))
-
-
-def _tree(folder: str, name: str) -> Any:
-    """Read a preset, and before it those that it builds on."""
-    text = (resources.files("engram.configs") / folder / f"{name}.yaml").read_text()
-    own: Any = OmegaConf.create(text)
-    parts: Iterable[str] = own.pop("defaults", ["_self_"])
-    return OmegaConf.merge(*(own if part == "_self_" else _tree(folder, part) for part in parts))
+    return built_from(tree, KEY, config.name, config.settings)
 
 
 def _class(path: str) -> type[SequenceMemory[Any]]:
@@ -106,30 +89,16 @@ def _class(path: str) -> type[SequenceMemory[Any]]:
     except ImportError:
         found = None
     if not (isinstance(found, type) and issubclass(found, SequenceMemory)):
-        raise InvalidValueError("policy.memory.name", path, "a SequenceMemory that is installed")
+        raise InvalidValueError(f"{KEY}.name", path, "a SequenceMemory that is installed")
     return found
 
 
 def _bank(config: MemoryConfig) -> Callable[..., SequenceMemory[Any]]:
     for key in config.settings:
         if key not in BANK_SETTINGS:
-            raise InvalidValueError("policy.memory.settings", key, BANK_SETTINGS)
+            raise InvalidValueError(f"{KEY}.settings", key, BANK_SETTINGS)
     return partial(BANKS[config.name], **config.settings)
 
 
-def _refuse_targets(settings: Any) -> None:
-    """Raise if settings name what to call: Hydra would call it, whatever it is."""
-    if not isinstance(settings, dict):
-        return
-    for key, value in settings.items():
-        if str(key).startswith("_"):
-            raise InvalidValueError("policy.memory.settings", key, "names of settings")
-        _refuse_targets(value)
-
-
 def _built(config: MemoryConfig, build: Callable[[], Any]) -> Any:
-    try:
-        return build()
-    except (TypeError, OmegaConfBaseException, InstantiationException) as error:
-        why = f"settings of {config.name} ({one_line(error)})"
-        raise InvalidValueError("policy.memory.settings", config.settings, why) from error
+    return built(KEY, config.name, config.settings, build)

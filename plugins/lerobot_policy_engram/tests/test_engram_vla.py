@@ -13,13 +13,20 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot.scripts import lerobot_train
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
 from engram.policies.language import UnknownWordError
-from lerobot_policy_engram import EngramVLAConfig, MemoryConfig, chunk_starts, load_policy
+from lerobot_policy_engram import (
+    EngramVLAConfig,
+    MemoryConfig,
+    VisionConfig,
+    chunk_starts,
+    load_policy,
+)
 
 IMAGE, STATE = "observation.images.top", "observation.state"
 TASK = "pick up the cube"
@@ -43,6 +50,20 @@ MEMORIES = {
     "bank_usage": {"capacity": 2},
     "none": {},
 }
+
+
+SEES = {"conv": {}, "keypoints": {"tokens": 4}, "transformer": {"depth": 1}}
+SIDE = {"height": 32, "width": 32}
+
+
+def save_encoder(folder: Path) -> Path:
+    """Save an image encoder of transformers."""
+    hf = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
+    config = hf.ViTConfig(image_size=32, patch_size=8, num_attention_heads=2, **sizes)
+    hf.ViTModel(config).save_pretrained(folder)
+    hf.ViTImageProcessor(size=SIDE).save_pretrained(folder)
+    return folder
 
 
 def build(dataset: Callable[..., Any], name: str = "memoryvla", **settings: Any) -> Any:
@@ -89,6 +110,57 @@ def test_what_was_saved_before_there_were_looks_loads_without(
     assert torch.equal(act(again, seen), act(policy.eval(), seen))
     with pytest.raises(InvalidValueError, match=r"policy\.looks is -1; allowed: 0 or more"):
         build(dataset, looks=-1)
+
+
+@pytest.mark.parametrize("name", SEES)
+def test_every_image_encoder_learns_and_acts(dataset: Callable[..., Any], name: str):
+    policy = build(dataset, vision=VisionConfig(name, SEES[name])).train()
+    batch = default_collate([samples(policy, dataset)[index] for index in (3, 9)])
+    policy.forward(batch)[0].backward()
+    assert all(weight.grad.any() for weight in policy.vla.perception.vision.parameters())
+    assert act(policy.eval(), observe()).shape == (2, 2)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_pretrained_encoder_is_saved_unless_it_stays_as_it_is(
+    trained: bool, dataset: Callable[..., Any], tmp_path: Path
+):
+    folder = save_encoder(tmp_path / "vit")
+    vision = VisionConfig("pretrained", {"path": str(folder), "trained": trained})
+    policy = build(dataset, vision=vision).train()
+    batch = default_collate([samples(policy, dataset)[index] for index in (3, 9)])
+    policy.forward(batch)[0].backward()
+    encoder = policy.vla.perception.vision.model
+    assert any(weight.grad is not None for weight in encoder.parameters()) is trained
+    policy.eval().save_pretrained(tmp_path / "policy")
+    saved = load_file(tmp_path / "policy" / "model.safetensors")
+    assert any(".vision.held.encoder" in name for name in saved) is trained
+    again = load_policy(tmp_path / "policy")
+    seen = observe()
+    assert torch.equal(act(again, seen), act(policy, seen))
+    others = {name: weight + 1 for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(others, folder / "model.safetensors", metadata={"format": "pt"})
+    if trained:  # the folder says only what it is; its weights are the policy's own
+        assert torch.equal(act(load_policy(tmp_path / "policy"), seen), act(again, seen))
+    else:
+        with pytest.raises(DataError, match="fingerprint"):
+            load_policy(tmp_path / "policy")
+
+
+@pytest.mark.parametrize(
+    "vision, message",
+    [
+        (VisionConfig("conf"), "vision.name is 'conf'; allowed: conv, keypoints, pretrained, tra"),
+        (VisionConfig("vlm"), "vision.name is 'vlm'; allowed: conv, keypoints, pretrained, trans"),
+        (VisionConfig("conv", {"depth": 2}), "settings of conv"),
+        (VisionConfig("transformer", {"patch": 7}), "patch"),
+        (VisionConfig("keypoints", {"_target_": "os.system"}), "names of settings"),
+        (VisionConfig("pretrained"), "the folder of a model; nothing is downloaded"),
+    ],
+)
+def test_impossible_encoders_are_refused(vision: Any, message: str, dataset: Callable[..., Any]):
+    with pytest.raises(InvalidValueError, match=message):
+        build(dataset, vision=vision)
 
 
 def test_words_are_those_of_the_dataset(dataset: Callable[..., Any]):

@@ -14,8 +14,8 @@ from lerobot_policy_engram.named_memory import (
     BANKS,
     make_memory,
     make_stream_memory,
-    presets,
 )
+from lerobot_policy_engram.presets import presets
 
 
 @pytest.mark.parametrize("name", [*presets("memory"), *BANKS])
