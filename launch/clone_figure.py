@@ -8,6 +8,9 @@ import numpy as np
 from engram.launch.clone_results import Finding, Learning
 from engram.launch.report import looks
 
+BESIDE = 0.007
+"""Between the dots of two memories, as a part of the longest gap."""
+
 
 def draw(
     found: list[Finding],
@@ -16,9 +19,10 @@ def draw(
 ) -> bytes:
     """Return a PNG with a row of panels per task.
 
-    Left: first choices that were right against the gap, mean and 95 % interval over seeds, with
-    chance dotted and the gaps of training shaded. Middle: success, likewise. Right: success in the
-    simulator against the time spent training, mean and range of the seeds.
+    Left: first choices that were right against the gap, every seed and their mean, with chance
+    dotted and the gaps of training shaded. Middle: success, likewise. Right: success in the
+    simulator against the time spent training, mean and range of the seeds. Memories stand beside
+    one another at every gap; intervals of a few seeds, which hide each other, are in the table.
 
     Args:
         found: Final evaluations.
@@ -35,15 +39,19 @@ def draw(
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(tasks), 3, squeeze=False)
     for row, task in zip(axes, tasks, strict=True):
-        for memory in memories:
+        reach = max(f.gap for f in found if f.task == task)
+        for place, memory in enumerate(memories):
             mine = [f for f in found if (f.task, f.memory) == (task, memory)]
-            gaps = [f.gap for f in mine]
-            for axis, mean, half in (
-                (row[0], [f.first_choice for f in mine], [f.first_choice_half for f in mine]),
-                (row[1], [f.success for f in mine], [f.success_half for f in mine]),
+            beside = (place - (len(memories) - 1) / 2) * BESIDE * reach
+            gaps = np.array([f.gap for f in mine]) + beside
+            for axis, mean, seeds in (
+                (row[0], [f.first_choice for f in mine], [f.first_choices for f in mine]),
+                (row[1], [f.success for f in mine], [f.successes for f in mine]),
             ):
-                wide = np.where(np.isfinite(half), half, 0)
-                axis.errorbar(gaps, mean, wide, capsize=3, label=memory, **look[memory])
+                axis.plot(gaps, mean, label=memory, **look[memory])
+                every = np.array(seeds)  # [gaps, seeds]
+                dots = {"color": look[memory]["color"], "s": 14, "linewidths": 0}
+                axis.scatter(np.repeat(gaps, every.shape[1]), every.ravel(), zorder=3, **dots)
             curve = curves[task, memory]
             row[2].plot(curve.seconds, curve.success.mean(0), **look[memory])
             low, high = curve.success.min(0), curve.success.max(0)
@@ -55,7 +63,8 @@ def draw(
         for axis in row[:2]:
             span = trained.get(task)
             if span:
-                axis.axvspan(*([span, span] if isinstance(span, int) else span), color="0.93")
+                first, last = (span, span) if isinstance(span, int) else span
+                axis.axvspan(first, last, color="0.93", zorder=0)
             axis.set(xlabel="gap [steps]", ylim=(-0.03, 1.03))
         row[0].set(title=f"{task}: first choice right")
         row[1].set(title="success")
