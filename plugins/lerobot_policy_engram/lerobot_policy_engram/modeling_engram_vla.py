@@ -18,6 +18,7 @@ from engram.policies.action_scale import ActionScale
 from engram.policies.denoising import Diffusion, Flow
 from engram.policies.language import Vocabulary
 from engram.policies.perception import Perception, Sight, SightSize
+from engram.policies.recollection import Recollection
 from engram.policies.vla import VLA, ActingState, Remembered
 from lerobot_policy_engram.configuration_engram_vla import EngramVLAConfig
 from lerobot_policy_engram.frames import window_starts
@@ -54,6 +55,9 @@ class EngramVLAPolicy(PreTrainedPolicy):
             config.words = Vocabulary.of(tasks, length=config.instruction_length).words
         self.vocabulary = Vocabulary(config.words, length=config.instruction_length)
         self.vla = _build(config, len(self.vocabulary.words))
+        self.recollection = (
+            Recollection(self.vla.perception, 0, past=config.past) if config.past else None
+        )
         self.reset()
 
     def get_optim_params(self) -> Any:
@@ -111,12 +115,11 @@ class EngramVLAPolicy(PreTrainedPolicy):
         keys = list(self.config.input_features)
         start = window_starts(batch, keys)  # [T, B]
         frames = {key: batch[key].transpose(0, 1) for key in keys}
-        remembered, _ = self.vla(
-            self._sight(frames, batch), self.initial_state(start.shape[1]), start
-        )
+        sight = self._sight(frames, batch)
+        remembered, _ = self.vla(sight, self.initial_state(start.shape[1]), start)
         last = self.config.moments
         learnt: Remembered = states.tree_map(lambda x: x[-last:].flatten(0, 1), remembered)
-        padded = batch[f"{keys[0]}_is_pad"][:, -last:].t()  # [M, B]
+        padded = batch[f"{keys[0]}_is_pad"].t()  # [T, B]
         wanted = last - 1 + self.config.chunk_size
         if batch[ACTION].shape[1] != wanted:
             raise DataError(f"{ACTION} has {batch[ACTION].shape[1]} steps; allowed: {wanted}")
@@ -127,8 +130,9 @@ class EngramVLAPolicy(PreTrainedPolicy):
         absent = rearrange(
             batch[f"{ACTION}_is_pad"].unfold(1, self.config.chunk_size, 1), "B M C -> M B C"
         )
-        real = ~(absent | padded[..., None]).flatten(0, 1)
-        return self._loss(learnt, action, real)
+        real = ~(absent | padded[-last:, :, None]).flatten(0, 1)
+        loss, remarks = self._loss(learnt, action, real)
+        return self._with_past(loss, remarks, remembered, sight, start, ~padded)
 
     def forward_chunk(
         self, batch: dict[str, Any], state: Any, start: Bool[Tensor, "T B"]
@@ -146,10 +150,12 @@ class EngramVLAPolicy(PreTrainedPolicy):
             raise InvalidValueError("samples", len(batch[ACTION]), f"T·B = {start.numel()}")
         keys = list(self.config.input_features)
         frames = {key: batch[key][:, -1].unflatten(0, start.shape) for key in keys}
-        remembered, state = self.vla(self._sight(frames, batch), state, start)
+        sight = self._sight(frames, batch)
+        remembered, state = self.vla(sight, state, start)
         learnt: Remembered = states.tree_map(lambda x: x.flatten(0, 1), remembered)
         loss, remarks = self._loss(learnt, batch[ACTION], ~batch[f"{ACTION}_is_pad"])
-        return loss, remarks, state
+        every = torch.ones_like(start)
+        return *self._with_past(loss, remarks, remembered, sight, start, every), state
 
     @classmethod
     def _load_as_safetensor(
@@ -168,6 +174,23 @@ class EngramVLAPolicy(PreTrainedPolicy):
         error = self.vla.loss(learnt, action, repeats=self.config.repeats)
         loss = torch.where(real, error, 0.0).sum() / real.sum().clamp(min=1)
         return loss, {"action_loss": loss.item()}
+
+    def _with_past(
+        self,
+        loss: Tensor,
+        remarks: dict[str, float],
+        remembered: Remembered,
+        sight: Sight,
+        start: Bool[Tensor, "T B"],
+        real: Bool[Tensor, "T B"],
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Add the loss on what was seen before, where there is one."""
+        if self.recollection is None:
+            return loss, remarks
+        no_cue = sight.proprioception[..., :0]
+        looked = self.vla.look(remembered.fused)  # what is acted on
+        recalled = self.recollection(looked, sight, no_cue, start, real=real)["recall"]
+        return loss + recalled, {**remarks, "past_loss": recalled.item()}
 
     def _written(self, batch: dict[str, Any]) -> Remembered:
         sight, state = self._sight_and_state(batch)

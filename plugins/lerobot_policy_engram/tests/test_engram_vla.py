@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
-from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot.scripts import lerobot_train
-from safetensors.torch import load_file, save_file
+from tiny_vla import IMAGE, MEMORIES, STATE, TASK, TINY, act, build, observe, samples
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -21,75 +20,9 @@ from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
 from engram.policies.language import UnknownWordError
 from lerobot_policy_engram import (
-    EngramVLAConfig,
-    MemoryConfig,
-    VisionConfig,
     chunk_starts,
     load_policy,
 )
-
-IMAGE, STATE = "observation.images.top", "observation.state"
-TASK = "pick up the cube"
-TINY = {
-    "chunk_size": 4,
-    "n_action_steps": 2,
-    "image_size": 32,
-    "perceptual_width": 8,
-    "cognitive_width": 16,
-    "expert_width": 16,
-    "expert_depth": 1,
-    "denoising_steps": 2,
-    "repeats": 1,
-    "device": "cpu",
-    "push_to_hub": False,
-}
-MEMORIES = {
-    "memoryvla": {"capacity": 3},
-    "gru": {},
-    "hcam": {"memory": {"layer": {"chunk": 2, "capacity": 2}}},
-    "bank_usage": {"capacity": 2},
-    "none": {},
-}
-
-
-SEES = {"conv": {}, "keypoints": {"tokens": 4}, "transformer": {"depth": 1}}
-SIDE = {"height": 32, "width": 32}
-
-
-def save_encoder(folder: Path) -> Path:
-    """Save an image encoder of transformers."""
-    hf = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
-    config = hf.ViTConfig(image_size=32, patch_size=8, num_attention_heads=2, **sizes)
-    hf.ViTModel(config).save_pretrained(folder)
-    hf.ViTImageProcessor(size=SIDE).save_pretrained(folder)
-    return folder
-
-
-def build(dataset: Callable[..., Any], name: str = "memoryvla", **settings: Any) -> Any:
-    memory = MemoryConfig(name, MEMORIES[name], width=16, window=5)
-    config = EngramVLAConfig(**{**TINY, "memory": memory, "moments": 3, **settings})
-    torch.manual_seed(0)
-    return make_policy(config, ds_meta=dataset().meta)
-
-
-def samples(policy: Any, dataset: Callable[..., Any], config: Any = None) -> Any:
-    stamps = resolve_delta_timestamps(config or policy.config, dataset().meta)
-    return dataset(delta_timestamps=stamps)
-
-
-def observe(rows: int = 2) -> dict[str, Any]:
-    return {
-        IMAGE: torch.rand(rows, 3, 32, 32),
-        STATE: torch.rand(rows, 4),
-        "task": [TASK] * rows,
-    }
-
-
-def act(policy: Any, observation: dict[str, Any]) -> Tensor:
-    torch.manual_seed(1)  # of the noise
-    with torch.inference_mode():
-        return policy.select_action(observation)
 
 
 def test_what_was_saved_before_there_were_looks_loads_without(
@@ -110,57 +43,6 @@ def test_what_was_saved_before_there_were_looks_loads_without(
     assert torch.equal(act(again, seen), act(policy.eval(), seen))
     with pytest.raises(InvalidValueError, match=r"policy\.looks is -1; allowed: 0 or more"):
         build(dataset, looks=-1)
-
-
-@pytest.mark.parametrize("name", SEES)
-def test_every_image_encoder_learns_and_acts(dataset: Callable[..., Any], name: str):
-    policy = build(dataset, vision=VisionConfig(name, SEES[name])).train()
-    batch = default_collate([samples(policy, dataset)[index] for index in (3, 9)])
-    policy.forward(batch)[0].backward()
-    assert all(weight.grad.any() for weight in policy.vla.perception.vision.parameters())
-    assert act(policy.eval(), observe()).shape == (2, 2)
-
-
-@pytest.mark.parametrize("trained", [False, True])
-def test_a_pretrained_encoder_is_saved_unless_it_stays_as_it_is(
-    trained: bool, dataset: Callable[..., Any], tmp_path: Path
-):
-    folder = save_encoder(tmp_path / "vit")
-    vision = VisionConfig("pretrained", {"path": str(folder), "trained": trained})
-    policy = build(dataset, vision=vision).train()
-    batch = default_collate([samples(policy, dataset)[index] for index in (3, 9)])
-    policy.forward(batch)[0].backward()
-    encoder = policy.vla.perception.vision.model
-    assert any(weight.grad is not None for weight in encoder.parameters()) is trained
-    policy.eval().save_pretrained(tmp_path / "policy")
-    saved = load_file(tmp_path / "policy" / "model.safetensors")
-    assert any(".vision.held.encoder" in name for name in saved) is trained
-    seen = observe()
-    acted = act(policy, seen)
-    assert torch.equal(act(load_policy(tmp_path / "policy"), seen), acted)
-    others = {name: weight + 1 for name, weight in load_file(folder / "model.safetensors").items()}
-    save_file(others, folder / "model.safetensors", metadata={"format": "pt"})
-    if trained:  # the folder says only what it is; its weights are the policy's own
-        assert torch.equal(act(load_policy(tmp_path / "policy"), seen), acted)
-    else:
-        with pytest.raises(DataError, match="fingerprint"):
-            load_policy(tmp_path / "policy")
-
-
-@pytest.mark.parametrize(
-    "vision, message",
-    [
-        (VisionConfig("conf"), "vision.name is 'conf'; allowed: conv, keypoints, pretrained, tra"),
-        (VisionConfig("vlm"), "vision.name is 'vlm'; allowed: conv, keypoints, pretrained, trans"),
-        (VisionConfig("conv", {"depth": 2}), "settings of conv"),
-        (VisionConfig("transformer", {"patch": 7}), "patch"),
-        (VisionConfig("keypoints", {"_target_": "os.system"}), "names of settings"),
-        (VisionConfig("pretrained"), "the folder of a model; nothing is downloaded"),
-    ],
-)
-def test_impossible_encoders_are_refused(vision: Any, message: str, dataset: Callable[..., Any]):
-    with pytest.raises(InvalidValueError, match=message):
-        build(dataset, vision=vision)
 
 
 def test_words_are_those_of_the_dataset(dataset: Callable[..., Any]):
