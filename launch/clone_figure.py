@@ -8,8 +8,8 @@ import numpy as np
 from engram.launch.clone_results import Finding, Learning
 from engram.launch.report import looks
 
-BESIDE = 0.007
-"""Between the dots of two memories, as a part of the longest gap."""
+BESIDE = 0.7
+"""How much of the way from one gap to the next the memories at a gap take."""
 
 
 def draw(
@@ -17,12 +17,24 @@ def draw(
     curves: dict[tuple[str, str], Learning],
     trained: dict[str, Any],
 ) -> bytes:
-    """Return a PNG with a row of panels per task.
+    """Return what `plot` draws, as a PNG."""
+    buffer = io.BytesIO()
+    plot(found, curves, trained).savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
-    Left: first choices that were right against the gap, every seed and their mean, with chance
-    dotted and the gaps of training shaded. Middle: success, likewise. Right: success in the
-    simulator against the time spent training, mean and range of the seeds. Memories stand beside
-    one another at every gap; intervals of a few seeds, which hide each other, are in the table.
+
+def plot(
+    found: list[Finding],
+    curves: dict[tuple[str, str], Learning],
+    trained: dict[str, Any],
+) -> Any:
+    """Return a figure with a row of panels per task.
+
+    Left: first choices that were right at every gap, a dot per seed and a line of their means,
+    with chance dotted and the gaps of training shaded. Middle: success, likewise. Right: success in
+    the simulator against the time spent training, mean and range of the seeds. Gaps stand at equal
+    distances, memories beside one another at each; intervals of a few seeds, which would hide each
+    other, are in the table.
 
     Args:
         found: Final evaluations.
@@ -39,19 +51,19 @@ def draw(
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(tasks), 3, squeeze=False)
     for row, task in zip(axes, tasks, strict=True):
-        reach = max(f.gap for f in found if f.task == task)
-        for place, memory in enumerate(memories):
+        gaps = sorted({f.gap for f in found if f.task == task})
+        aside = np.linspace(-BESIDE / 2, BESIDE / 2, len(memories) + 2)[1:-1]
+        for memory, shift in zip(memories, aside, strict=True):
             mine = [f for f in found if (f.task, f.memory) == (task, memory)]
-            beside = (place - (len(memories) - 1) / 2) * BESIDE * reach
-            gaps = np.array([f.gap for f in mine]) + beside
+            places = np.array([gaps.index(f.gap) for f in mine]) + shift
             for axis, mean, seeds in (
                 (row[0], [f.first_choice for f in mine], [f.first_choices for f in mine]),
                 (row[1], [f.success for f in mine], [f.successes for f in mine]),
             ):
-                axis.plot(gaps, mean, label=memory, **look[memory])
+                axis.plot(places, mean, label=memory, **look[memory])
                 every = np.array(seeds)  # [gaps, seeds]
                 dots = {"color": look[memory]["color"], "s": 14, "linewidths": 0}
-                axis.scatter(np.repeat(gaps, every.shape[1]), every.ravel(), zorder=3, **dots)
+                axis.scatter(np.repeat(places, every.shape[1]), every.ravel(), zorder=3, **dots)
             curve = curves[task, memory]
             row[2].plot(curve.seconds, curve.success.mean(0), **look[memory])
             low, high = curve.success.min(0), curve.success.max(0)
@@ -62,10 +74,13 @@ def draw(
         row[0].axhline(chance, color="black", linewidth=0.8, linestyle=":")
         for axis in row[:2]:
             span = trained.get(task)
-            if span:
+            if span is not None:
                 first, last = (span, span) if isinstance(span, int) else span
-                axis.axvspan(first, last, color="0.93", zorder=0)
-            axis.set(xlabel="gap [steps]", ylim=(-0.03, 1.03))
+                shaded = [place for place, gap in enumerate(gaps) if first <= gap <= last]
+                if shaded:
+                    axis.axvspan(shaded[0] - 0.5, shaded[-1] + 0.5, color="0.93", zorder=0)
+            axis.set(xlabel="gap [steps]", xlim=(-0.5, len(gaps) - 0.5), ylim=(-0.03, 1.03))
+            axis.set_xticks(range(len(gaps)), [str(gap) for gap in gaps])
         row[0].set(title=f"{task}: first choice right")
         row[1].set(title="success")
         row[2].set(title="success while learning", xlabel="training [s]", ylim=(-0.03, 1.03))
@@ -73,6 +88,4 @@ def draw(
             axis.spines[["top", "right"]].set_visible(False)
     lines = axes[0][0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", frameon=False, fontsize=9, ncols=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure

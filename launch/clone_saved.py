@@ -78,11 +78,13 @@ def load_clone(
     Args:
         folder: Of the run.
         device: Where to.
-        model: As for `read_tree`. What is in its folder must be what the policy learnt with.
+        model: As for `read_tree`. If it does not learn, what is in its folder must be what the
+            policy learnt with; if it does, its weights are those of the run, whatever is there.
 
     Raises:
-        DataError: If the folder holds no such run, or a damaged one, or if the model is another.
-        UsageError: If a model is named, and the policy sees with none.
+        DataError: If the folder holds no such run, or a damaged one, or if a model that does not
+            learn is another.
+        UsageError: If a model is named, and is none, or the policy sees with none.
     """
     tree = read_tree(folder, model)
     facts = read_json(folder / SIGHT)
@@ -110,7 +112,11 @@ def load_clone(
             f"{folder / 'config.json'} is damaged or of another version: it has no {error}"
         ) from None
     except InvalidValueError as error:  # a model that is not where it was, say
-        raise DataError(f"{folder / 'config.json'}: {error}") from None
+        if model is not None:
+            raise UsageError(f"{MODEL}: {error}") from None
+        moved = "path" in tree["policy"].get("vision", {})
+        remedy = f" (where it is now says {MODEL})" if moved else ""
+        raise DataError(f"{folder / 'config.json'}: {error}{remedy}") from None
     if language is None:
         try:
             language = Vocabulary(known, length=length)

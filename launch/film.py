@@ -34,7 +34,7 @@ def film(arguments: list[str], console: Console) -> int:
     Returns:
         The exit status.
     """
-    own = {"run": "", "out": "", "seed": "0"}
+    own = {"run": "", "out": "", "seed": "0", MODEL: ""}
     rest = []
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -51,15 +51,12 @@ def film(arguments: list[str], console: Console) -> int:
         raise InvalidValueError("seed", own["seed"], "a whole number, 0 or more")
     seed = int(own["seed"])
     if own["run"]:
-        moved = [a for a in rest if a.startswith(f"{MODEL}=")]
-        if more := [a for a in rest if a not in moved]:
-            raise UsageError(
-                f"{more[0]!r} is a key of the run already; allowed: run, out, seed, {MODEL}"
-            )
-        model = moved[-1].partition("=")[2] if moved else None
-        env, act = _cloned(Path(own["run"]), seed, model)
+        if rest:
+            allowed = ", ".join(own)
+            raise UsageError(f"{rest[0]!r} is a key of the run already; allowed: {allowed}")
+        env, act = _cloned(Path(own["run"]), seed, own[MODEL] or None)
     else:
-        settings = compose_clone(rest)
+        settings = compose_clone(rest + [f"{MODEL}={own[MODEL]}"] * bool(own[MODEL]))
         if len(settings.tasks) > 1:
             raise UsageError(f"task is {settings.tasks}; allowed: one")
         env = _world(settings.trees[settings.tasks[0], settings.memories[0]])

@@ -60,7 +60,8 @@ class EngramVLAConfig(PreTrainedConfig):
     """Draws of noise per learnt frame."""
     past: float = 0.0
     """Weight of a loss that asks the memory for what was seen up to 32 frames ago, as far as the
-    window goes back: images of 8 x 8. It needs no labels."""
+    window goes back, or the chunk of a stream: images of 8 x 8. It needs no label. What answers
+    is a part of the policy, so a saved one loads with a weight if it learnt with one."""
 
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
@@ -95,8 +96,6 @@ class EngramVLAConfig(PreTrainedConfig):
                 raise InvalidValueError(f"policy.{name}", getattr(self, name), "1 or more")
         if not 0 <= self.past < float("inf"):
             raise InvalidValueError("policy.past", self.past, "finite, 0 or more")
-        if self.past and self.memory.window < 2:
-            raise InvalidValueError("policy.past", self.past, "0 where policy.memory.window is 1")
         if self.looks < 0:
             raise InvalidValueError("policy.looks", self.looks, "0 or more")
         if self.image_size < 16 or self.image_size % 16:
@@ -119,7 +118,7 @@ class EngramVLAConfig(PreTrainedConfig):
 
     def frame_config(self) -> "EngramVLAConfig":
         """Return a configuration whose samples are single frames, for `forward_chunk`."""
-        return replace(self, memory=replace(self.memory, window=1), moments=1, past=0.0)
+        return replace(self, memory=replace(self.memory, window=1), moments=1)
 
     def validate_features(self) -> None:
         """Check what there is to see.

@@ -184,9 +184,15 @@ class EngramVLAPolicy(PreTrainedPolicy):
         start: Bool[Tensor, "T B"],
         real: Bool[Tensor, "T B"],
     ) -> tuple[Tensor, dict[str, float]]:
-        """Add the loss on what was seen before, where there is one."""
+        """Add the loss on what was seen before, where there is one.
+
+        Raises:
+            InvalidValueError: If there is, and single frames, which have no past.
+        """
         if self.recollection is None:
             return loss, remarks
+        if len(start) < 2:
+            raise InvalidValueError("frames", len(start), "2 or more, with policy.past")
         no_cue = sight.proprioception[..., :0]
         looked = self.vla.look(remembered.fused)  # what is acted on
         recalled = self.recollection(looked, sight, no_cue, start, real=real)["recall"]

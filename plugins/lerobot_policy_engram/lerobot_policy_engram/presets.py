@@ -62,10 +62,15 @@ def built(key: str, name: str, settings: dict[str, Any], build: Callable[[], Any
 
 
 def refuse_targets(key: str, settings: Any) -> None:
-    """Raise if settings name what to call: Hydra would call it, whatever it is."""
-    if not isinstance(settings, dict):
-        return
-    for name, value in settings.items():
-        if str(name).startswith("_"):
-            raise InvalidValueError(f"{key}.settings", name, "names of settings")
+    """Raise if settings name what to call: Hydra would call it, whatever it is.
+
+    Raises:
+        InvalidValueError: If they do, however deep in dicts and lists.
+    """
+    if isinstance(settings, dict):
+        for name in settings:
+            if str(name).startswith("_"):
+                raise InvalidValueError(f"{key}.settings", name, "names of settings")
+    inside = settings.values() if isinstance(settings, dict) else settings
+    for value in inside if isinstance(settings, dict | list | tuple) else ():
         refuse_targets(key, value)

@@ -78,6 +78,7 @@ def test_any_memory_class_can_be_named():
         (MemoryConfig("memoryvla", {"consolidation": "fifo"}), "allowed: capacity, dropout"),
         (MemoryConfig("gru", {"_target_": "os.system"}), "names of settings"),
         (MemoryConfig("hcam", {"layer": {"_target_": "os.system"}}), "names of settings"),
+        (MemoryConfig("hcam", {"layer": [[{"_target_": "os.system"}]]}), "names of settings"),
         (MemoryConfig("hcam", width=7), "d_in"),
     ],
 )

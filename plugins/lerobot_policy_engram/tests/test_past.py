@@ -87,6 +87,12 @@ def test_weights_that_cannot_work_are_refused(weight: float, dataset: Callable[.
         build(dataset, past=weight)
 
 
-def test_a_window_of_one_frame_has_no_past(dataset: Callable[..., Any]):
-    with pytest.raises(InvalidValueError, match=r"policy\.past is 1.0; allowed: 0 where"):
-        build(dataset, past=1.0, memory=MemoryConfig("gru", window=1), moments=1)
+def test_single_frames_have_no_past(dataset: Callable[..., Any]):
+    memory = MemoryConfig("gru", width=16, window=1)
+    policy = build(dataset, past=1.0, memory=memory, moments=1).train()
+    batch = default_collate([samples(policy, dataset)[index] for index in (3, 9)])
+    with pytest.raises(InvalidValueError, match="frames is 1; allowed: 2 or more"):
+        policy.forward(batch)
+    batch = default_collate([samples(policy, dataset, policy.config.frame_config())[3]])
+    with pytest.raises(InvalidValueError, match="frames is 1; allowed: 2 or more"):
+        policy.forward_chunk(batch, policy.initial_state(1), torch.ones(1, 1) > 0)

@@ -1,11 +1,14 @@
 """The image encoders that `engram_vla` can see with."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import make_policy
 from safetensors.torch import load_file, save_file
 from tiny_vla import act, build, observe, samples
 from torch.utils.data import default_collate
@@ -62,6 +65,41 @@ def test_a_pretrained_encoder_is_saved_unless_it_stays_as_it_is(
             load_policy(tmp_path / "policy")
 
 
+def overridden(folder: Path, dataset: Callable[..., Any], override: str) -> Any:
+    """Load a policy as LeRobot's commands do, with a setting changed."""
+    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=[override])
+    config.pretrained_path = folder
+    return make_policy(config, ds_meta=dataset().meta).eval()
+
+
+def test_what_was_saved_before_there_was_a_choice_loads_with_convolutions(
+    dataset: Callable[..., Any], tmp_path: Path
+):
+    policy = build(dataset, vision=VisionConfig("conv")).eval()
+    policy.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["vision"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match="does not fit"):
+        load_policy(tmp_path)
+    again, seen = overridden(tmp_path, dataset, "--vision.name=conv"), observe()
+    assert torch.equal(act(again, seen), act(policy, seen))
+
+
+def test_a_pretrained_encoder_that_was_moved_is_named_anew(
+    dataset: Callable[..., Any], tmp_path: Path
+):
+    folder = save_encoder(tmp_path / "vit")
+    policy = build(dataset, vision=VisionConfig("pretrained", {"path": str(folder)})).eval()
+    policy.save_pretrained(tmp_path / "policy")
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(InvalidValueError, match="the folder of a model"):
+        load_policy(tmp_path / "policy")
+    override = "--vision.settings=" + json.dumps({"path": str(moved)})
+    again, seen = overridden(tmp_path / "policy", dataset, override), observe()
+    assert torch.equal(act(again, seen), act(policy, seen))
+
+
 @pytest.mark.parametrize(
     "vision, message",
     [
@@ -70,6 +108,7 @@ def test_a_pretrained_encoder_is_saved_unless_it_stays_as_it_is(
         (VisionConfig("conv", {"depth": 2}), "settings of conv"),
         (VisionConfig("transformer", {"patch": 7}), "patch"),
         (VisionConfig("keypoints", {"_target_": "os.system"}), "names of settings"),
+        (VisionConfig("keypoints", {"tokens": [{"_target_": "os.system"}]}), "names of settings"),
         (VisionConfig("pretrained"), "the folder of a model; nothing is downloaded"),
     ],
 )
