@@ -80,7 +80,7 @@ def test_what_was_saved_before_there_was_a_choice_loads_with_convolutions(
     settings = json.loads((tmp_path / "config.json").read_text())
     del settings["vision"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(DataError, match="does not fit"):
+    with pytest.raises(DataError, match=r"lacks .*perception\.vision"):
         load_policy(tmp_path)
     again, seen = overridden(tmp_path, dataset, "--vision.name=conv"), observe()
     assert torch.equal(act(again, seen), act(policy, seen))
