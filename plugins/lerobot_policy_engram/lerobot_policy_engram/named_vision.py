@@ -19,7 +19,7 @@ def make_vision(config: VisionConfig) -> Callable[[int, int], nn.Module]:
 
     Raises:
         InvalidValueError: If there is no such encoder, or it does not take these settings; also
-            from what is returned, as are what `PretrainedVision` raises.
+            from what is returned, which besides raises what the encoder raises.
     """
     if config.name not in (allowed := encoders()):
         raise InvalidValueError(f"{KEY}.name", config.name, allowed)

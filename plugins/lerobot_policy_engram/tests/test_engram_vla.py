@@ -1,6 +1,5 @@
 """engram's own policy behind `--policy.type=engram_vla`."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,20 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot.configs.policies import PreTrainedConfig
-from lerobot.policies.factory import make_policy, make_pre_post_processors
+from lerobot.policies.factory import make_pre_post_processors
 from lerobot.scripts import lerobot_train
-from tiny_vla import IMAGE, MEMORIES, STATE, TASK, TINY, act, build, observe, samples
+from tiny_vla import (
+    IMAGE,
+    MEMORIES,
+    STATE,
+    TASK,
+    TINY,
+    act,
+    build,
+    forget,
+    observe,
+    overridden,
+    samples,
+)
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
 from engram.policies.language import UnknownWordError
-from lerobot_policy_engram import (
-    chunk_starts,
-    load_policy,
-)
+from lerobot_policy_engram import chunk_starts, load_policy
 
 
 def test_what_was_saved_before_there_were_looks_loads_without(
@@ -31,15 +38,10 @@ def test_what_was_saved_before_there_were_looks_loads_without(
     policy = build(dataset, looks=0)
     assert not [name for name in policy.state_dict() if "looks" in name]
     policy.save_pretrained(tmp_path)
-    settings = json.loads((tmp_path / "config.json").read_text())
-    del settings["looks"]
-    (tmp_path / "config.json").write_text(json.dumps(settings))
+    forget(tmp_path, "looks")
     with pytest.raises(DataError, match=r"vla\.looks"):
         load_policy(tmp_path)
-    config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=["--looks=0"])
-    config.pretrained_path = tmp_path
-    again = make_policy(config, ds_meta=dataset().meta).eval()
-    seen = observe()
+    again, seen = overridden(tmp_path, dataset, "--looks=0"), observe()
     assert torch.equal(act(again, seen), act(policy.eval(), seen))
     with pytest.raises(InvalidValueError, match=r"policy\.looks is -1; allowed: 0 or more"):
         build(dataset, looks=-1)

@@ -59,7 +59,6 @@ def test_streams_are_asked_within_a_chunk_and_an_episode(dataset: Callable[..., 
     batch = default_collate([read[place] for place in (5, 6, 7, 8)])  # an episode begins at 7
     start = chunk_starts(batch, 1)
     assert start.flatten().tolist() == [False, False, True, False]
-    policy.forward_chunk(batch, policy.initial_state(1), start)
     asked: list[Any] = []
     recall = policy.recollection.past.recall
     recall.forward = lambda code, past, _: asked.append(past) or code.new_zeros(len(code))

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot.configs.policies import PreTrainedConfig
-from lerobot.policies.factory import make_policy
 from safetensors.torch import load_file, save_file
-from tiny_vla import act, build, observe, samples
+from tiny_vla import act, build, forget, observe, overridden, samples
 from torch.utils.data import default_collate
 
 from engram.kernels.errors import DataError, InvalidValueError
@@ -65,21 +63,12 @@ def test_a_pretrained_encoder_is_saved_unless_it_stays_as_it_is(
             load_policy(tmp_path / "policy")
 
 
-def overridden(folder: Path, dataset: Callable[..., Any], override: str) -> Any:
-    """Load a policy as LeRobot's commands do, with a setting changed."""
-    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=[override])
-    config.pretrained_path = folder
-    return make_policy(config, ds_meta=dataset().meta).eval()
-
-
 def test_what_was_saved_before_there_was_a_choice_loads_with_convolutions(
     dataset: Callable[..., Any], tmp_path: Path
 ):
     policy = build(dataset, vision=VisionConfig("conv")).eval()
     policy.save_pretrained(tmp_path)
-    settings = json.loads((tmp_path / "config.json").read_text())
-    del settings["vision"]
-    (tmp_path / "config.json").write_text(json.dumps(settings))
+    forget(tmp_path, "vision")
     with pytest.raises(DataError, match=r"lacks .*perception\.vision"):
         load_policy(tmp_path)
     again, seen = overridden(tmp_path, dataset, "--vision.name=conv"), observe()

@@ -1,9 +1,12 @@
 """The smallest policies of `--policy.type=engram_vla`, and what they see."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.policies.factory import make_policy
 from torch import Tensor
@@ -58,3 +61,17 @@ def act(policy: Any, observation: dict[str, Any]) -> Tensor:
     torch.manual_seed(1)  # of the noise
     with torch.inference_mode():
         return policy.select_action(observation)
+
+
+def forget(folder: Path, key: str) -> None:
+    """Take a key out of a saved policy's settings, as if it had been saved before there was one."""
+    settings = json.loads((folder / "config.json").read_text())
+    del settings[key]
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def overridden(folder: Path, dataset: Callable[..., Any], override: str) -> Any:
+    """Load a policy as LeRobot's commands do, with a setting changed."""
+    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=[override])
+    config.pretrained_path = folder
+    return make_policy(config, ds_meta=dataset().meta).eval()
