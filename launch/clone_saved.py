@@ -113,7 +113,7 @@ def load_clone(
         ) from None
     except InvalidValueError as error:  # a model that is not where it was, say
         if model is not None:
-            raise UsageError(f"{MODEL}: {error}") from None
+            raise UsageError(f"with {MODEL}={model!r}: {error}") from None  # or what is saved is
         moved = "path" in tree["policy"].get("vision", {})
         remedy = f" (where it is now says {MODEL})" if moved else ""
         raise DataError(f"{folder / 'config.json'}: {error}{remedy}") from None

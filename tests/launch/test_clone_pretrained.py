@@ -44,7 +44,7 @@ def test_a_model_that_was_moved_is_named_anew(
         error = refused(capsys, *arguments)
         assert str(old) in error and "where it is now says policy.vision.path" in error
         error = refused(capsys, *arguments, f"{KEY}={old}")
-        assert error.startswith(f"engram: {KEY}: path is {str(old)!r}; allowed: the folder of a")
+        assert error.startswith(f"engram: with {KEY}={str(old)!r}: path is {str(old)!r}; allowed: ")
         assert "another pretrained model" in refused(capsys, *arguments, f"{KEY}={other}")
         assert main([*arguments, f"{KEY}={new}"]) == 0
     (run / "evaluation.json").unlink()  # as if it had been stopped before
