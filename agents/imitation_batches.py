@@ -126,7 +126,8 @@ class Batches(abc.ABC):
         episode = self.episodes[index]
         ahead = frames[:, None] + torch.arange(self.chunk)
         length = len(episode.action)
-        assert int(frames.min()) >= 0 and int(frames.max()) < length, frames
+        if int(frames.min()) < 0 or int(frames.max()) >= length:
+            raise InvalidValueError("frames of an episode", frames.tolist(), f"0 to {length - 1}")
         within = ahead.clamp(max=length - 1)
         real = ahead < length
         real[:, 1:] &= episode.astray[within].cumsum(-1)[:, :-1] == 0

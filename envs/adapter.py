@@ -141,7 +141,7 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         """
         if isinstance(actions, Tensor):
             actions = actions.numpy(force=True)
-        self.check_shape(actions)
+        self.check_actions(actions)
         observation, reward, terminated, truncated, info = self.vector.step(actions)
         done = torch.as_tensor(terminated | truncated, device=self.device)
         self.episodes = torch.where(
@@ -158,8 +158,8 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
             report,
         )
 
-    def check_shape(self, actions: Any) -> None:
-        """Refuse actions that are too many, too few or of another shape."""
+    def check_actions(self, actions: Any) -> None:
+        """Refuse actions that are too many, too few or of another shape, before any copy acts."""
         allowed = f"{self.action_space.shape}: {self.num_envs} actions"
         try:
             shape = np.shape(actions)

@@ -1,5 +1,6 @@
 """The index of a data set: which frames of which files each episode has."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from engram.agents.demonstrations import layout
 from engram.agents.demonstrations.columns import arrow
 from engram.agents.demonstrations.statistics import Statistics
-from engram.kernels.errors import DataError
+from engram.kernels.errors import DataError, is_whole
 
 
 class EpisodeTable:
@@ -23,6 +24,7 @@ class EpisodeTable:
 
     def __init__(self, folder: Path, info: dict[str, Any]):
         self.folder, self.count = folder, info["total_episodes"]
+        self._frames: int = info["total_frames"]
         self.damage: dict[int, str] = {}
         """What is wrong, by episode."""
         self._chunks_size = info["chunks_size"]
@@ -35,7 +37,7 @@ class EpisodeTable:
             except DataError as error:
                 broken.append(str(error))
         for episode in range(self.count):
-            if episode not in self._rows:
+            if episode not in self._rows and episode not in self.damage:
                 why = broken[0] if broken else f"{folder / 'meta/episodes'} does not list it"
                 self.damage[episode] = f"episode {episode}: {why}"
 
@@ -45,17 +47,22 @@ class EpisodeTable:
         if lacking := sorted(needed - set(table.column_names)):
             raise DataError(f"{path} is damaged: it lacks {', '.join(lacking)}")
         plain = [name for name in table.column_names if not name.startswith("stats/")]
+        places = {name for name in plain if name.endswith(("/chunk_index", "/file_index"))}
+        kinds = {name.rpartition("/")[0] for name in places}
+        needed = {f"{kind}/{number}" for kind in kinds for number in ("chunk_index", "file_index")}
+        if lacking := sorted(needed - places):
+            raise DataError(f"{path} is damaged: it lacks {', '.join(lacking)}")
         columns = table.select(plain).to_pydict()
         for row, episode in enumerate(columns["episode_index"]):
-            length, tasks = columns["length"][row], columns["tasks"][row]
+            if not is_whole(episode):
+                raise DataError(f"{path} is damaged: its episode_index is {episode!r} in row {row}")
             if episode in self._rows:
                 raise DataError(f"{path} is damaged: it lists episode {episode} again")
-            if not isinstance(episode, int) or not isinstance(length, int) or length < 1:
-                raise DataError(f"{path} is damaged: episode {episode} has {length} frames")
-            if not tasks:
-                raise DataError(f"{path} is damaged: episode {episode} has no task")
             if episode < self.count:
                 self._rows[episode] = (columns, row)
+                for name in sorted(plain):
+                    if why := _wrong(name, columns[name][row], self._frames):
+                        self.damage[episode] = f"episode {episode}: {path} is damaged: {why}"
         inside = _below(table, self.count)
         if len(inside):
             self._tables.append(inside)
@@ -118,6 +125,24 @@ class EpisodeTable:
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         with layout.whole_file(path) as file:
             pa.parquet.write_table(pa.table(columns), file)
+
+
+def _wrong(name: str, value: Any, frames: int) -> str | None:
+    """Return what is wrong with an entry of a data set of so many frames, if anything is."""
+    end = name.rpartition("/")[2]
+    if name == "length":
+        fits, allowed = is_whole(value) and 1 <= value <= frames, f"1 to {frames} frames"
+    elif name == "tasks":
+        texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        fits, allowed = texts and bool(value), "a list of instructions"
+    elif end in ("chunk_index", "file_index"):
+        fits, allowed = is_whole(value) and value >= 0, "a whole number from 0"
+    elif end == "from_timestamp":
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits, allowed = number and 0 <= value < math.inf, "a time [s]"
+    else:
+        return None
+    return None if fits else f"{name} is {value!r}; allowed: {allowed}"
 
 
 def _below(table: Any, count: int) -> Any:

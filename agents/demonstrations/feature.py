@@ -80,11 +80,13 @@ def check_episode(episode: Episode, features: Mapping[str, Feature]) -> int:
             than the rest, or holds NaN or infinity; or if there is no frame or no instruction.
     """
     frames = episode.frames
+    _check_task(episode.task)
     for key in sorted(features.keys() ^ frames.keys()):
         seen = "missing" if key in features else "superfluous"
         raise InvalidValueError(f"column {key} of the episode", seen, sorted(features))
-    if not episode.task.strip():
-        raise InvalidValueError("task of the episode", episode.task, "an instruction in words")
+    for key, column in frames.items():
+        if not isinstance(column, np.ndarray):
+            raise InvalidValueError(f"column {key} of the episode", column, "a NumPy array")
     lengths = {key: len(frames[key]) if frames[key].ndim else 0 for key in features}
     length = next(iter(lengths.values()))
     if not length or len(set(lengths.values())) > 1:
@@ -99,6 +101,16 @@ def check_episode(episode: Episode, features: Mapping[str, Feature]) -> int:
         if (bad := not_finite(column)) is not None:
             raise InvalidValueError(f"{key} at frame {bad}", column[bad].tolist(), "finite numbers")
     return length
+
+
+def _check_task(task: Any) -> None:
+    allowed = "an instruction in words"
+    if not isinstance(task, str) or not task.strip():
+        raise InvalidValueError("task of the episode", task, allowed)
+    try:
+        task.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate, as Python reads bytes that are no text
+        raise InvalidValueError("task of the episode", ascii(task), allowed) from error
 
 
 def not_finite(column: np.ndarray) -> int | None:

@@ -159,6 +159,8 @@ class Video:
             self._fill(frames, times, order)
         except self._broken as error:
             raise DataError(f"video {self.path} is damaged: {one_line(error)}") from error
+        except OverflowError as error:  # no container counts so far
+            raise DataError(f"video {self.path} has no frame at {times.max():g} s") from error
         return frames
 
     def _fill(self, frames: np.ndarray, times: np.ndarray, order: np.ndarray) -> None:

@@ -144,9 +144,11 @@ class DemonstrationWriter:
         """Append an episode; it is on disk when this returns.
 
         Raises:
-            InvalidValueError: If it does not fit the features or holds NaN or infinity.
+            InvalidValueError: If it does not fit the features or holds NaN or infinity, or if the
+                writer is closed.
         """
-        assert self._lock.held, "the writer is closed"
+        if not self._lock.held:
+            raise InvalidValueError("the writer", "closed", "one that is open")
         length = check_episode(episode, self.features)
         first = self._frames + self._waiting_frames
         task = self._number_of(episode.task)

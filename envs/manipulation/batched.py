@@ -8,7 +8,7 @@ import torch
 
 from engram.envs.adapter import GymnasiumEnv
 from engram.envs.manipulation.control import Control, EndEffectorControl
-from engram.envs.manipulation.environment import ManipulationEnv, make_task
+from engram.envs.manipulation.environment import ManipulationEnv, check_action, make_task
 from engram.envs.manipulation.world import World
 from engram.kernels.errors import MissingPackageError
 
@@ -81,3 +81,8 @@ class Manipulation(GymnasiumEnv):
             device=device,
             seed=seed,
         )
+
+    def check_actions(self, actions: Any) -> None:
+        """Refuse what one of the worlds would refuse, so that none acts without the others."""
+        super().check_actions(actions)
+        check_action(actions, self.action_space.shape or ())

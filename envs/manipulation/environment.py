@@ -113,7 +113,7 @@ class ManipulationEnv(gymnasium.Env):
         """
         if not self.episodes:
             raise gymnasium.error.ResetNeeded("step came before reset; allowed: reset, then step")
-        self.control.act(self._checked(action))
+        self.control.act(check_action(action, (self.control.size,)))
         self.world.step()
         self.task.advance(self.world)
         self.world.settle()
@@ -130,20 +130,6 @@ class ManipulationEnv(gymnasium.Env):
             return None
         return shared_camera(PORTRAIT, fine=True).picture(self.world, "top")
 
-    def _checked(self, action: Any) -> np.ndarray:
-        allowed = f"{self.control.size} numbers from -1 to 1"
-        try:
-            value = np.asarray(action, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise InvalidValueError("action", action, allowed) from error
-        if value.shape != (self.control.size,):
-            raise InvalidValueError("action", action, allowed)
-        # NaN fails every comparison.
-        if not np.all(np.abs(value) <= 1):
-            worst = int(np.argmin(np.abs(value) <= 1))
-            raise InvalidValueError(f"action[{worst}]", float(value[worst]), "-1 to 1")
-        return value
-
     def _info(self) -> dict[str, Any]:
         return {
             "success": float(self.task.succeeded),
@@ -151,6 +137,27 @@ class ManipulationEnv(gymnasium.Env):
             "decision": float(self.task.deciding),
             "phase": self.task.phase,
         }
+
+
+def check_action(action: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an action, or those of several worlds, as numbers.
+
+    Raises:
+        InvalidValueError: If it has another shape, is beyond [-1, 1] or not a number.
+    """
+    allowed = f"{' x '.join(map(str, shape))} numbers from -1 to 1"
+    try:
+        value = np.asarray(action, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError("action", action, allowed) from error
+    if value.shape != shape:
+        raise InvalidValueError("action", action, allowed)
+    within = np.abs(value) <= 1  # NaN fails every comparison
+    if not within.all():
+        place = tuple(np.argwhere(~within)[0].tolist())
+        name = f"action[{', '.join(map(str, place))}]"
+        raise InvalidValueError(name, float(value[place]), "-1 to 1")
+    return value
 
 
 def make_task(name: str, **settings: Any) -> Task:

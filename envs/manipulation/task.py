@@ -49,7 +49,8 @@ class Task(abc.ABC):
     facts: int
     """How many hidden facts there are, equally likely."""
     chance: float
-    """How often the first choice of the best policy without memory is right."""
+    """How often a guess is right, and so the first choice of the best policy that has no memory and
+    leaves itself no note in the world (a gripper opened by as much as says which, for example)."""
     limit: int
     """Steps after which an episode is cut off."""
 

@@ -124,7 +124,7 @@ def test_actions_after_the_robot_was_led_astray_are_not_real(demonstration: Make
 @pytest.mark.parametrize("frame", [-1, 5])
 def test_frames_outside_an_episode_are_never_read(frame: int, demonstration: Make) -> None:
     streaming = Streaming([demonstration(0, 5)], rows=1, steps=1, chunk=1, seed=0)
-    with pytest.raises(AssertionError):
+    with pytest.raises(InvalidValueError, match="allowed: 0 to 4"):
         streaming._take(0, torch.tensor([2, frame]))
 
 

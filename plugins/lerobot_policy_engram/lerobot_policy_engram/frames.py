@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from engram.kernels.errors import DataError
+from engram.kernels.errors import DataError, InvalidValueError
 
 
 def window_starts(batch: dict[str, Any], keys: Iterable[str]) -> Bool[Tensor, "T B"]:
@@ -40,6 +40,18 @@ def window_starts(batch: dict[str, Any], keys: Iterable[str]) -> Bool[Tensor, "T
     start = pad.new_ones(pad.shape)
     start[1:] = pad[:-1] & ~pad[1:]
     return start
+
+
+def check_finite(batch: dict[str, Any], keys: Iterable[str]) -> None:
+    """Refuse a frame that a memory would keep and never recover from.
+
+    Raises:
+        InvalidValueError: If an observation holds NaN or infinity.
+    """
+    for key in keys:
+        finite = batch[key].isfinite()
+        if not finite.all():
+            raise InvalidValueError(key, batch[key][~finite][0].item(), "finite numbers")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from engram.policies.perception import Perception, Sight, SightSize
 from engram.policies.recollection import Recollection
 from engram.policies.vla import VLA, ActingState, Remembered
 from lerobot_policy_engram.configuration_engram_vla import EngramVLAConfig
-from lerobot_policy_engram.frames import window_starts
+from lerobot_policy_engram.frames import check_finite, window_starts
 from lerobot_policy_engram.named_memory import make_stream_memory
 from lerobot_policy_engram.named_vision import make_vision
 from lerobot_policy_engram.whole_checkpoint import load_whole
@@ -52,7 +52,9 @@ class EngramVLAPolicy(PreTrainedPolicy):
             if dataset_meta is None:
                 raise InvalidValueError("policy.words", [], "one or more, or a dataset's tasks")
             tasks = [str(task) for task in dataset_meta.tasks.index]
-            config.words = Vocabulary.of(tasks, length=config.instruction_length).words
+            words = Vocabulary.of(tasks, length=config.instruction_length)
+            words.encode(tasks)  # one that is too long is to be refused now, and not in training
+            config.words = words.words
         self.vocabulary = Vocabulary(config.words, length=config.instruction_length)
         self.vla = _build(config, len(self.vocabulary.words))
         self.recollection = (
@@ -206,7 +208,9 @@ class EngramVLAPolicy(PreTrainedPolicy):
         return remembered
 
     def _sight_and_state(self, batch: dict[str, Any]) -> tuple[Sight, ActingState]:
+        self.eval()  # as LeRobot's policies do
         keys = list(self.config.input_features)
+        check_finite(batch, keys)
         sight = self._sight({key: batch[key] for key in keys}, batch)
         rows = len(sight.proprioception)
         if self._state is None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from engram.kernels.errors import InvalidValueError
-from lerobot_policy_engram.frames import evaluating, window_starts
+from lerobot_policy_engram.frames import check_finite, evaluating, window_starts
 from lerobot_policy_engram.gated_memory import GatedMemory
 from lerobot_policy_engram.whole_checkpoint import load_whole
 
@@ -141,6 +141,8 @@ class RememberingPolicy:
 
     @contextmanager
     def _acting(self, batch: dict[str, Any]) -> Iterator[None]:
+        self.eval()  # type: ignore[attr-defined]  # as LeRobot's policies do, but before the memory
+        check_finite(batch, self._observed())
         features = self._features({key: batch[key] for key in self._observed()})
         rows = len(features)
         if self._begins is None:

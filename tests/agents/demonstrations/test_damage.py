@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from engram.agents.demonstrations import Demonstrations, check
+from engram.agents.demonstrations import Demonstrations, DemonstrationWriter, check
 from engram.agents.demonstrations.feature import beyond
 from engram.kernels.errors import DataError
 
@@ -224,6 +224,52 @@ def test_an_index_cut_short(folder, make, share):
     with pytest.raises(DataError, match=r"episode 2: .*file-001\.parquet is damaged"):
         Demonstrations(folder)
     assert_lost(folder, [2, 3], "file-001.parquet is damaged", make)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("length", 2**60),
+        ("length", None),
+        ("tasks", 3),
+        ("tasks", [None]),
+        ("data/chunk_index", None),
+        ("data/file_index", "one"),
+        (f"videos/{CAMERA}/file_index", -1),
+        (f"videos/{CAMERA}/from_timestamp", "soon"),
+        (f"videos/{CAMERA}/from_timestamp", None),
+        (f"videos/{CAMERA}/from_timestamp", float("nan")),
+    ],
+)
+def test_an_entry_of_the_index_that_cannot_be(folder, make, features, name, value):
+    whole = pq.read_table(folder / INDEX)
+    place = whole.schema.get_field_index(name)
+    lost = [2, 3]
+    try:  # in one row, where its column has a place for it
+        column = pa.array([value, whole[name][1].as_py()], whole.schema.field(name).type)
+        lost = [2]
+    except (pa.ArrowException, TypeError):
+        column = pa.array([value] * 2)
+    rewrite(folder / INDEX, lambda table: table.set_column(place, name, column))
+    assert_lost(folder, lost, f"{name} is {value!r}; allowed: ", make)
+    for opening in (Demonstrations, lambda f: DemonstrationWriter(f, features=features)):
+        with pytest.raises(DataError, match=f"{name} is "):
+            opening(folder)
+
+
+def test_an_index_that_says_half_of_where_a_file_is(folder, make):
+    name = f"videos/{CAMERA}/file_index"
+    rewrite(folder / INDEX, lambda table: table.drop_columns([name]))
+    assert_lost(folder, [2, 3], f"file-001.parquet is damaged: it lacks {name}", make)
+
+
+@pytest.mark.parametrize("time", [1e6, 2.0**60])
+def test_a_time_that_no_video_has(folder, make, time):
+    name = f"videos/{CAMERA}/from_timestamp"
+    place = pq.read_table(folder / INDEX).schema.get_field_index(name)
+    column = pa.array([time, 0.6])  # episode 2 has 6 frames
+    rewrite(folder / INDEX, lambda table: table.set_column(place, name, column))
+    assert_lost(folder, [2], "file-001.mp4 has no frame at 1", make)
 
 
 def test_an_index_missing(folder, make):

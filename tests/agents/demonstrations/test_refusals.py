@@ -58,10 +58,15 @@ def test_frames_that_do_not_fit(writer, make, change, message):
     assert writer.episodes == 0
 
 
-@pytest.mark.parametrize("task", ["", "  "])
+@pytest.mark.parametrize("task", ["", "  ", None, "press \udcff"])
 def test_no_instruction(writer, make, task):
     with pytest.raises(InvalidValueError, match="task of the episode"):
         writer.add(make(0)._replace(task=task))
+
+
+def test_columns_that_are_no_arrays(writer, make):
+    with pytest.raises(InvalidValueError, match=r"column success of the episode is .* NumPy array"):
+        writer.add(changed(make(0), success=[[False]] * 4))
 
 
 def test_a_refused_episode_changes_nothing(writer, make):
@@ -151,7 +156,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path, featur
 
 def test_a_closed_writer_takes_no_more(writer, make):
     writer.close()
-    with pytest.raises(AssertionError, match="closed"):
+    with pytest.raises(InvalidValueError, match="closed"):
         writer.add(make(0))
     writer.close()
 

@@ -39,6 +39,21 @@ def test_a_batch_shows_what_single_worlds_show():
 
 
 @needs_mujoco
+@pytest.mark.parametrize("bad", [1.5, float("nan")])
+def test_where_one_action_is_refused_no_world_acts(bad: float):
+    env, twin = (Manipulation(2, cameras=(), objects=True) for _ in range(2))
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    actions = torch.full((2, 4), 0.5)
+    spoilt = actions.clone()
+    spoilt[1, 2] = bad
+    with pytest.raises(InvalidValueError, match=rf"action\[1, 2\] is {bad}; allowed: -1 to 1"):
+        env.step(spoilt)
+    seen, expected = (each.step(actions)[0] for each in (env, twin))
+    assert all(torch.equal(seen[name], expected[name]) for name in expected)
+
+
+@needs_mujoco
 def test_measures_are_of_the_episode_that_ended():
     env = Manipulation(1, cameras=(), settings={"gap": 0, "onset": 1, "cue": 1})
     stream, oracle = Stream(env), Oracle()
