@@ -82,6 +82,35 @@ def test_frames_seen_between_plans_are_written_alike(policy: Any, observations: 
     assert not policy.action_queue()
 
 
+def test_dropout_of_the_memory_is_off_where_a_policy_in_training_acts(plain: Any, frames: Any):
+    memory = MemoryConfig("memoryvla_plus", {"dropout": 0.5}, width=8, window=7)
+    policy = attach_memory(plain, memory).train()
+    torch.nn.init.normal_(policy.engram.reading.weight)
+    heard, seen = readings(policy), [frames(policy, ROWS) for _ in range(3)]
+    for seed in (0, 1):
+        policy.train().reset()
+        for observation in seen:
+            act(policy, observation, seed)
+    assert torch.equal(torch.stack(heard[:3]), torch.stack(heard[3:]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_frame_that_holds_no_numbers_is_refused_and_not_remembered(
+    policy: Any, observations: Any, value: float
+):
+    twin = copy.deepcopy(policy)
+    for each in (policy, twin):
+        act(each, observations[0])
+    for key in policy.config.input_features:
+        spoilt = {**observations[1], key: observations[1][key].clone()}
+        spoilt[key][1].view(-1)[-1] = value
+        for call in (policy.select_action, policy.observe, policy.predict_action_chunk):
+            with pytest.raises(InvalidValueError, match=f"{key} is {value}; allowed: finite"):
+                call(spoilt)
+    for observation in observations[1:]:
+        assert torch.equal(act(policy, observation), act(twin, observation))
+
+
 def test_reset_forgets(policy: Any, observations: Any):
     first = [act(policy, observation) for observation in observations]
     policy.reset()

@@ -29,7 +29,7 @@ from torch.utils.data import default_collate
 from engram.kernels.errors import DataError, InvalidValueError
 from engram.memory import state as states
 from engram.policies.language import UnknownWordError
-from lerobot_policy_engram import chunk_starts, load_policy
+from lerobot_policy_engram import MemoryConfig, chunk_starts, load_policy
 
 
 def test_what_was_saved_before_there_were_looks_loads_without(
@@ -52,6 +52,38 @@ def test_words_are_those_of_the_dataset(dataset: Callable[..., Any]):
     assert policy.config.words == ["cube", "pick", "the", "up"]
     with pytest.raises(UnknownWordError, match="unknown words: drop"):
         policy.select_action({**observe(), "task": ["drop the cube"] * 2})
+
+
+def test_instructions_that_are_too_long_are_refused_before_training(dataset: Callable[..., Any]):
+    with pytest.raises(InvalidValueError, match="'pick up the cube'; allowed: 1 to 3 words"):
+        build(dataset, instruction_length=3)
+
+
+def test_a_policy_in_training_acts_without_dropout(dataset: Callable[..., Any]):
+    memory = MemoryConfig("memoryvla_plus", {"capacity": 3, "dropout": 0.5}, width=16, window=5)
+    policy, seen = build(dataset, memory=memory), [observe() for _ in range(4)]
+    policy.eval()
+    expected = [act(policy, each) for each in seen]
+    policy.reset()
+    for each, action in zip(seen, expected, strict=True):
+        assert torch.equal(act(policy.train(), each), action)
+
+
+@pytest.mark.parametrize("key", [IMAGE, STATE])
+def test_a_frame_that_holds_no_numbers_is_refused_and_not_remembered(
+    dataset: Callable[..., Any], key: str
+):
+    policy, twin = build(dataset), build(dataset)
+    seen = [observe() for _ in range(3)]
+    for each in (policy, twin):
+        act(each, seen[0])
+    spoilt = {**seen[1], key: seen[1][key].clone()}
+    spoilt[key][1].view(-1)[-1] = float("nan")
+    for call in (policy.select_action, policy.observe, policy.predict_action_chunk):
+        with pytest.raises(InvalidValueError, match=f"{key} is nan; allowed: finite"):
+            call(spoilt)
+    for observation in seen[1:]:
+        assert torch.equal(act(policy, observation), act(twin, observation))
 
 
 @pytest.mark.parametrize("name", MEMORIES)
