@@ -7,7 +7,7 @@
 #   make lint    ruff and pyright
 #   make wheel   build the wheel and import it in an environment of its own
 #   make bench   print the benchmark tables
-#   make lerobot the LeRobot plug-in's tests, in an environment of their own
+#   make lerobot the LeRobot plug-in's tests, in an environment of their own, and what LeRobot reads
 #   make vla     the tests of pretrained image encoders and vision-language models, likewise
 #   make clean   remove what the other targets made
 
@@ -86,8 +86,9 @@ $(LEROBOT)/.installed: $(PLUGIN)/requirements.txt $(PLUGIN)/pyproject.toml pypro
 		--editable . --editable $(PLUGIN)
 	@touch $@
 
-lerobot: $(LEROBOT)/.installed
+lerobot: $(LEROBOT)/.installed $(INSTALLED)
 	cd $(PLUGIN) && OMP_NUM_THREADS=1 ../../$(LEROBOT)/bin/python -m pytest -n logical --maxprocesses 4
+	ENGRAM_LEROBOT=$(CURDIR)/$(LEROBOT)/bin/python $(BIN)/python -m pytest -m "" tests/agents/demonstrations/test_lerobot.py
 
 PRETRAINED := .venv.vla
 

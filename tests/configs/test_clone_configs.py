@@ -94,6 +94,21 @@ def test_every_task_is_recorded_and_cloned(task: str, tmp_path: Path) -> None:
         worlds.close()
 
 
+@pytest.mark.parametrize("gap", [None, 7, 250])
+def test_worlds_wait_as_long_as_was_asked(gap: int | None) -> None:
+    tree = compose("task=remember_color")
+    shortest, longest = tree["task"]["settings"]["gap"]
+    worlds, _ = build_worlds(tree, num_envs=3, gap=gap)
+    try:
+        drawn = set()
+        for seed in range(4):
+            worlds.reset(seed=seed)
+            drawn |= {world.unwrapped.task.gap for world in worlds.vector.envs}  # type: ignore
+        assert drawn == {gap} if gap else shortest <= min(drawn) < max(drawn) <= longest
+    finally:
+        worlds.close()
+
+
 @pytest.mark.parametrize("batches", each(choices("batches"), "cue_frames"))
 def test_every_kind_of_batch_is_learnt(batches: str, lesson: Lesson) -> None:
     quick = [setting for setting in SMALL if setting != "batches.steps=4"]

@@ -44,7 +44,7 @@ def lesson(*, marked: bool) -> Lesson:
                 torch.zeros(length, 0),
             ),
             torch.rand(length, 4, generator=random),
-            torch.zeros(length, 0),
+            5 + 2 * torch.randn(length, 1, generator=random),
             torch.zeros(length),
             decision,
             torch.zeros(length),
@@ -59,10 +59,34 @@ def built(tree: dict[str, Any], *, marked: bool = True) -> Imitation:
     return build_imitation(tree, lesson(marked=marked), device=torch.device("cpu"), seed=0)
 
 
-@pytest.mark.parametrize("temperature", [0.25, 0.5, 1.0])
-def test_a_policy_has_the_temperature_that_was_asked_for(temperature: float) -> None:
-    tree = composed(f"policy.temperature={temperature}")
-    assert build_vla(tree, SIZES, SCALE, 0).temperature == temperature
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("temperature", (0.25, 0.5, 1.0)),
+        ("guidance", (1.0, 1.5)),
+        ("chunk", (8, 12)),
+        ("execute", (1, 3)),
+        ("looks", (0, 1, 2)),
+    ],
+)
+def test_a_policy_is_what_was_asked_for(setting: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        policy = build_vla(composed(f"policy.{setting}={value}"), SIZES, SCALE, 0)
+        found = len(policy.looks) if setting == "looks" else getattr(policy, setting)
+        assert found == value
+
+
+def test_numbers_are_seen_and_asked_for_in_the_units_of_the_demonstrations() -> None:
+    given, run = lesson(marked=True), built(composed())
+    statistics: Any = given.statistics
+    perception: Any = run.policy.perception
+    for standard, (mean, std) in (
+        (perception.felt.standard, statistics.proprioception),
+        (perception.standard_object, statistics.objects),
+        (run.recollection.standard, statistics.cue),
+    ):
+        torch.testing.assert_close(standard(mean + std), torch.ones(len(mean)))
+        assert not torch.allclose(mean + std, torch.ones(len(mean)), atol=0.05)
 
 
 def test_the_end_is_guessed_in_the_units_of_the_demonstrations() -> None:
