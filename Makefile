@@ -7,7 +7,8 @@
 #   make lint    ruff and pyright
 #   make wheel   build the wheel and import it in an environment of its own
 #   make bench   print the benchmark tables
-#   make lerobot the LeRobot plug-in's tests, in an environment of their own, and what LeRobot reads
+#   make lerobot the LeRobot plug-in's tests, in an environment of their own, and LeRobot
+#                reads our demonstrations
 #   make vla     the tests of pretrained image encoders and vision-language models, likewise
 #   make clean   remove what the other targets made
 

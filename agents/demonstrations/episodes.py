@@ -11,6 +11,9 @@ from engram.agents.demonstrations.columns import arrow
 from engram.agents.demonstrations.statistics import Statistics
 from engram.kernels.errors import DataError, is_whole
 
+PLACES = ("/chunk_index", "/file_index", "/from_timestamp")
+"""What the names of the columns end with that say where an episode is."""
+
 
 class EpisodeTable:
     """The rows of `meta/episodes`, one per episode; rows of no complete episode are left out.
@@ -47,12 +50,13 @@ class EpisodeTable:
         if lacking := sorted(needed - set(table.column_names)):
             raise DataError(f"{path} is damaged: it lacks {', '.join(lacking)}")
         plain = [name for name in table.column_names if not name.startswith("stats/")]
-        places = {name for name in plain if name.endswith(("/chunk_index", "/file_index"))}
+        places = {name for name in plain if name.endswith(PLACES[:2])}
         kinds = {name.rpartition("/")[0] for name in places}
         needed = {f"{kind}/{number}" for kind in kinds for number in ("chunk_index", "file_index")}
         if lacking := sorted(needed - places):
             raise DataError(f"{path} is damaged: it lacks {', '.join(lacking)}")
         columns = table.select(plain).to_pydict()
+        judged = sorted(n for n in plain if n in ("length", "tasks") or n.endswith(PLACES))
         for row, episode in enumerate(columns["episode_index"]):
             if not is_whole(episode):
                 raise DataError(f"{path} is damaged: its episode_index is {episode!r} in row {row}")
@@ -60,7 +64,7 @@ class EpisodeTable:
                 raise DataError(f"{path} is damaged: it lists episode {episode} again")
             if episode < self.count:
                 self._rows[episode] = (columns, row)
-                for name in sorted(plain):
+                for name in judged:
                     if why := _wrong(name, columns[name][row], self._frames):
                         self.damage[episode] = f"episode {episode}: {path} is damaged: {why}"
         inside = _below(table, self.count)
@@ -128,20 +132,17 @@ class EpisodeTable:
 
 
 def _wrong(name: str, value: Any, frames: int) -> str | None:
-    """Return what is wrong with an entry of a data set of so many frames, if anything is."""
-    end = name.rpartition("/")[2]
+    """Return what is wrong with a judged entry of a data set of so many frames, if anything is."""
     if name == "length":
         fits, allowed = is_whole(value) and 1 <= value <= frames, f"1 to {frames} frames"
     elif name == "tasks":
         texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
         fits, allowed = texts and bool(value), "a list of instructions"
-    elif end in ("chunk_index", "file_index"):
+    elif name.endswith(PLACES[:2]):
         fits, allowed = is_whole(value) and value >= 0, "a whole number from 0"
-    elif end == "from_timestamp":
+    else:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         fits, allowed = number and 0 <= value < math.inf, "a time [s]"
-    else:
-        return None
     return None if fits else f"{name} is {value!r}; allowed: {allowed}"
 
 

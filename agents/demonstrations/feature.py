@@ -77,7 +77,8 @@ def check_episode(episode: Episode, features: Mapping[str, Feature]) -> int:
 
     Raises:
         InvalidValueError: If a column is missing, superfluous, of another type, shape or length
-            than the rest, or holds NaN or infinity; or if there is no frame or no instruction.
+            than the rest, or holds NaN or infinity; or if there is no frame, or no instruction
+            that can be written.
     """
     frames = episode.frames
     _check_task(episode.task)
